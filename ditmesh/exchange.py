@@ -1,0 +1,142 @@
+"""How tensors cross a stream: declared, asked for, sent in chunks, verified.
+
+The receiver answers a table of declarations with the indices that it lacks; the sender
+then sends just those, in that order. The same code serves clients, coordinator and nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from ditmesh.content import ContentStore
+from ditmesh.errors import InvalidTensor, LimitExceeded, ProtocolError
+from ditmesh.tensors import TensorSpec, WireTensor, content_hash
+from ditmesh.v1 import tensor_pb2 as pb
+
+CHUNK_BYTES = 1 << 20
+MAX_CHUNK_BYTES = 2 << 20
+MAX_TENSORS = 256
+
+
+def chunks(tensors: Sequence[WireTensor], needed: Iterable[int]) -> Iterator[pb.TensorChunk]:
+    """The chunks of the tensors asked for, in the order asked for."""
+    for index in needed:
+        view = memoryview(tensors[index].data)
+        for offset in range(0, len(view), CHUNK_BYTES):
+            piece = bytes(view[offset : offset + CHUNK_BYTES])
+            yield pb.TensorChunk(tensor=index, offset=offset, data=piece)
+
+
+def read_specs(
+    messages: Sequence[pb.TensorSpec], *, field: str, max_bytes: int
+) -> tuple[TensorSpec, ...]:
+    """Check a table of declarations. Raises InvalidTensor or LimitExceeded."""
+    if len(messages) > MAX_TENSORS:
+        raise LimitExceeded(
+            f"{field} declares {len(messages)} tensors; at most {MAX_TENSORS}", field=field
+        )
+    specs = tuple(
+        TensorSpec.from_proto(m, field=f"{field}[{i}]", max_bytes=max_bytes)
+        for i, m in enumerate(messages)
+    )
+    total = sum(spec.nbytes for spec in specs)
+    if total > max_bytes:
+        raise LimitExceeded(
+            f"{field} declares {total} bytes in all; this server takes at most {max_bytes} "
+            "bytes a request",
+            field=field,
+        )
+    return specs
+
+
+class Receiver:
+    """Collects the tensors of one table.
+
+    With a store, tensors that it holds in `scope` are not asked for, and new ones that have
+    a hash are put there once verified. Memory grows with what arrives, not with what was
+    declared. Raises InvalidTensor or ProtocolError from `feed`.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[TensorSpec],
+        *,
+        field: str,
+        store: ContentStore | None = None,
+        scope: str = "",
+    ) -> None:
+        self._specs = specs
+        self._field = field
+        self._store = store
+        self._scope = scope
+        self._have = [self._held(spec) for spec in specs]
+        # One hash may stand twice in a table: it is asked for once.
+        first: dict[bytes, int] = {}
+        self._twin = [first.setdefault(s.sha256, i) if s.sha256 else i for i, s in enumerate(specs)]
+        self.needed = tuple(
+            i for i, have in enumerate(self._have) if have is None and self._twin[i] == i
+        )
+        self._pending = list(reversed(self.needed))
+        self._pieces: list[bytes] = []
+        self._received = 0
+
+    def _held(self, spec: TensorSpec) -> WireTensor | None:
+        if self._store is None or not spec.sha256:
+            return None
+        tensor = self._store.get(self._scope, spec.sha256)
+        # The hash covers type and shape: another declaration of it is a lie that fails later.
+        return tensor if tensor is not None and tensor.spec == spec else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor is here."""
+        return not self._pending
+
+    def feed(self, chunk: pb.TensorChunk) -> None:
+        """Take the next chunk."""
+        if not self._pending:
+            raise ProtocolError(f"a chunk of {self._field}[{chunk.tensor}] was not asked for")
+        index = self._pending[-1]
+        spec = self._specs[index]
+        name = f"{self._field}[{index}]"
+        data = chunk.data
+        if chunk.tensor != index or chunk.offset != self._received:
+            raise ProtocolError(
+                f"expected byte {self._received} of {name}, "
+                f"got byte {chunk.offset} of {self._field}[{chunk.tensor}]"
+            )
+        if not data or len(data) > MAX_CHUNK_BYTES:
+            raise ProtocolError(
+                f"a chunk of {name} has {len(data)} bytes; 1 to {MAX_CHUNK_BYTES} are allowed"
+            )
+        if self._received + len(data) > spec.nbytes:
+            raise InvalidTensor(
+                f"{name} was declared as {spec} with {spec.nbytes} bytes, but more were sent",
+                field=name,
+            )
+        self._pieces.append(data)
+        self._received += len(data)
+        if self._received == spec.nbytes:
+            self._finish(index, spec, name)
+
+    def _finish(self, index: int, spec: TensorSpec, name: str) -> None:
+        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        if spec.sha256 and content_hash(spec.data_type, spec.shape, data) != spec.sha256:
+            raise InvalidTensor(f"the bytes of {name} do not have the declared sha256", field=name)
+        tensor = WireTensor(spec, data)
+        if self._store is not None and spec.sha256:
+            self._store.put(self._scope, tensor)
+        self._have[index] = tensor
+        self._pieces, self._received = [], 0
+        self._pending.pop()
+
+    def tensors(self) -> tuple[WireTensor, ...]:
+        """All tensors of the table, in its order. Raises ProtocolError while incomplete."""
+        if not self.complete:
+            missing = self._pending[-1]
+            raise ProtocolError(
+                f"the stream ended before {self._field}[{missing}] was whole: "
+                f"{self._received} of {self._specs[missing].nbytes} bytes came"
+            )
+        found = [self._have[twin] for twin in self._twin]
+        return tuple(tensor for tensor in found if tensor is not None)

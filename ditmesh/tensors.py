@@ -1,0 +1,197 @@
+"""Tensors on the wire, without torch: what they are, how they hash, how numpy sees them.
+
+`ditmesh.torch_tensors` is the other side, wire <-> torch. bf16 has no numpy type: it is
+read as float32, which holds every bf16 value exactly.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ditmesh.errors import InvalidTensor, LimitExceeded
+from ditmesh.v1 import tensor_pb2 as pb
+
+MAX_DIMENSIONS = 8
+
+
+class DataType(enum.Enum):
+    """Element formats: the name that enters the hash, the wire number, bytes an element."""
+
+    F32 = ("f32", pb.DATA_TYPE_F32, 4, "<f4")
+    F16 = ("f16", pb.DATA_TYPE_F16, 2, "<f2")
+    BF16 = ("bf16", pb.DATA_TYPE_BF16, 2, "<u2")
+    U8 = ("u8", pb.DATA_TYPE_U8, 1, "|u1")
+    I64 = ("i64", pb.DATA_TYPE_I64, 8, "<i8")
+
+    def __init__(self, label: str, wire: int, itemsize: int, storage: str) -> None:
+        self.label = label
+        self.wire = wire
+        self.itemsize = itemsize
+        self.storage = np.dtype(storage)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether values can be NaN or infinite."""
+        return self in (DataType.F32, DataType.F16, DataType.BF16)
+
+
+_BY_WIRE = {t.wire: t for t in DataType}
+_BY_STORAGE = {t.storage: t for t in DataType if t is not DataType.BF16}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor is: element format, shape (outermost first), SHA-256 or empty."""
+
+    data_type: DataType
+    shape: tuple[int, ...]
+    sha256: bytes = b""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the wire."""
+        return self.numel * self.data_type.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.data_type.label}{list(self.shape)}"
+
+    def to_proto(self) -> pb.TensorSpec:
+        """As a message."""
+        return pb.TensorSpec(
+            data_type=self.data_type.wire,  # type: ignore[arg-type] # enum numbers are ints
+            shape=self.shape,
+            sha256=self.sha256,
+        )
+
+    @classmethod
+    def from_proto(cls, message: pb.TensorSpec, *, field: str, max_bytes: int) -> TensorSpec:
+        """Read and check a declaration; nothing is allocated for it.
+
+        Raises InvalidTensor for an unknown type, a bad shape or hash, and LimitExceeded for
+        more than `max_bytes` bytes. `field` names the message in the error.
+        """
+        data_type = _BY_WIRE.get(message.data_type)
+        if data_type is None:
+            raise InvalidTensor(
+                f"{field}.data_type is {message.data_type}; use one of "
+                + ", ".join(f"DATA_TYPE_{t.name}" for t in DataType),
+                field=f"{field}.data_type",
+            )
+        shape = tuple(message.shape)
+        if len(shape) > MAX_DIMENSIONS or any(extent < 1 for extent in shape):
+            raise InvalidTensor(
+                f"{field}.shape is {list(shape)}; at most {MAX_DIMENSIONS} dimensions, "
+                "each at least 1",
+                field=f"{field}.shape",
+            )
+        if len(message.sha256) not in (0, 32):
+            raise InvalidTensor(
+                f"{field}.sha256 has {len(message.sha256)} bytes; a SHA-256 has 32, "
+                "or leave it empty",
+                field=f"{field}.sha256",
+            )
+        spec = cls(data_type, shape, message.sha256)
+        if spec.nbytes > max_bytes:
+            raise LimitExceeded(
+                f"{field} is {spec} with {spec.nbytes} bytes; this server takes at most "
+                f"{max_bytes} bytes a request",
+                field=field,
+            )
+        return spec
+
+
+@dataclass(frozen=True)
+class WireTensor:
+    """A tensor's bytes with their meaning. `data` is little-endian and row-major."""
+
+    spec: TensorSpec
+    data: bytes | memoryview = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.data) != self.spec.nbytes:
+            raise InvalidTensor(f"{self.spec} needs {self.spec.nbytes} bytes, not {len(self.data)}")
+
+    def hashed(self) -> WireTensor:
+        """The same tensor with its content hash set, computed if it was empty."""
+        if self.spec.sha256:
+            return self
+        digest = content_hash(self.spec.data_type, self.spec.shape, self.data)
+        return WireTensor(TensorSpec(self.spec.data_type, self.spec.shape, digest), self.data)
+
+    def numpy(self) -> npt.NDArray[np.generic]:
+        """As a read-only array of the same shape; bf16 as float32."""
+        raw = np.frombuffer(self.data, dtype=self.spec.data_type.storage).reshape(self.spec.shape)
+        if self.spec.data_type is DataType.BF16:
+            return (raw.astype(np.uint32) << 16).view(np.float32)
+        return raw
+
+    def all_finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
+        if not self.spec.data_type.is_float:
+            return True
+        if self.spec.data_type is DataType.BF16:
+            raw = np.frombuffer(self.data, dtype="<u2")
+            return not bool(((raw & 0x7F80) == 0x7F80).any())
+        return bool(np.isfinite(self.numpy()).all())
+
+    @classmethod
+    def from_numpy(cls, array: npt.NDArray[np.generic]) -> WireTensor:
+        """Copy an array. Raises InvalidTensor for a type that does not travel."""
+        dense = np.ascontiguousarray(array)
+        data_type = _BY_STORAGE.get(dense.dtype.newbyteorder("<"))
+        if data_type is None and dense.dtype == np.float64:
+            data_type = DataType.F32
+        if data_type is None:
+            raise InvalidTensor(
+                f"an array of {array.dtype} cannot be sent; convert it to float32, float16, "
+                "uint8 or int64"
+            )
+        stored = dense.astype(data_type.storage, copy=False)
+        return cls(TensorSpec(data_type, tuple(array.shape)), stored.tobytes())
+
+
+def content_hash(data_type: DataType, shape: Sequence[int], data: bytes | memoryview) -> bytes:
+    """SHA-256 over "<type>[<d0>,<d1>,...]" in ASCII and the bytes, as tensor.proto says."""
+    digest = hashlib.sha256(f"{data_type.label}[{','.join(map(str, shape))}]".encode())
+    digest.update(data)
+    return digest.digest()
+
+
+def as_wire(value: object) -> WireTensor:
+    """A WireTensor from one, from a numpy array, or from a torch tensor without importing torch.
+
+    Raises InvalidTensor for anything else.
+    """
+    if isinstance(value, WireTensor):
+        return value
+    if type(value).__module__.partition(".")[0] == "torch":
+        return _from_torch_like(value)
+    return WireTensor.from_numpy(np.asarray(value))
+
+
+def _from_torch_like(tensor: object) -> WireTensor:
+    dense = tensor.detach().cpu().contiguous()  # type: ignore[attr-defined]
+    if str(dense.dtype) == "torch.bfloat16":
+        # numpy lacks bf16, and torch views it as int16 without knowing numpy.
+        raw = dense.view(_torch_int16(dense)).numpy()
+        return WireTensor(TensorSpec(DataType.BF16, tuple(dense.shape)), raw.tobytes())
+    return WireTensor.from_numpy(dense.numpy())
+
+
+def _torch_int16(tensor: object) -> object:
+    import sys
+
+    # The caller holds a torch tensor, so torch is imported already.
+    return sys.modules[type(tensor).__module__.partition(".")[0]].int16

@@ -1,0 +1,31 @@
+"""The one place where wire tensors become torch tensors and back."""
+
+from __future__ import annotations
+
+import torch
+
+from ditmesh.tensors import DataType, TensorSpec, WireTensor
+
+_TORCH = {
+    DataType.F32: torch.float32,
+    DataType.F16: torch.float16,
+    DataType.BF16: torch.bfloat16,
+    DataType.U8: torch.uint8,
+    DataType.I64: torch.int64,
+}
+_WIRE = {dtype: data_type for data_type, dtype in _TORCH.items()}
+
+
+def to_torch(tensor: WireTensor, device: torch.device | str = "cpu") -> torch.Tensor:
+    """A torch tensor of its own memory, same dtype and shape, on `device`."""
+    # frombuffer shares memory and warns of read-only bytes: the copy is wanted anyway.
+    flat = torch.frombuffer(bytearray(tensor.data), dtype=_TORCH[tensor.spec.data_type])
+    return flat.reshape(tensor.spec.shape).to(device)
+
+
+def from_torch(tensor: torch.Tensor) -> WireTensor:
+    """The tensor's bytes, without a hash. Raises KeyError for a dtype that does not travel."""
+    data_type = _WIRE[tensor.dtype]
+    dense = tensor.detach().cpu().contiguous()
+    raw = dense.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return WireTensor(TensorSpec(data_type, tuple(tensor.shape)), raw)

@@ -1,0 +1,1 @@
+"""Generated from proto/ditmesh/v1; do not edit."""

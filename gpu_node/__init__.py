@@ -1,0 +1,1 @@
+"""One node: one process, one GPU, one rank of a group."""
