@@ -1,0 +1,129 @@
+"""The Flux.1 family: rectified flow, 2x2 latent patches as tokens, distilled guidance.
+
+Shapes: B batch, C channels, H and W latent rows and columns, N = H*W/4 image tokens, T text
+tokens, D text width, P pooled width.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ditmesh.errors import InvalidRequest, InvalidTensor
+from ditmesh.models import latents
+from ditmesh.models.family import Conditioning
+from ditmesh.models.flux_checkpoint import PATCH_SIZE
+from ditmesh.models.flux_transformer import FluxTransformer
+
+DEFAULT_GUIDANCE = 3.5
+POSITION_AXES = 3
+"""A token's position is (0, row, column); text tokens are all at the origin."""
+
+
+class Flux:
+    """Adapter of Flux.1. Velocity `v = noise - latent`, so `denoised = x - sigma * v`."""
+
+    name = "flux"
+    latent_format = latents.FLUX
+    size_multiple = PATCH_SIZE
+    default_shift = 1.15
+    default_guidance: float | None = DEFAULT_GUIDANCE
+    transformer_class: type[nn.Module] = FluxTransformer
+
+    def forward(
+        self, transformer: nn.Module, x_BCHW: Tensor, sigma_B: Tensor, cond: Conditioning
+    ) -> Tensor:
+        """Velocity [B,C,H,W] in the transformer's dtype. See `Family.forward`."""
+        module = cast(FluxTransformer, transformer)
+        batch, channels, height, width = _latent_shape(module, x_BCHW)
+        dtype, device = module.x_embedder.weight.dtype, module.x_embedder.weight.device
+        if cond.extra:
+            names = ", ".join(sorted(cond.extra))
+            raise InvalidRequest(f"Flux takes no extra tensors, got {names}", field="extra")
+        text_BTD = _expand("text", cond.text, batch, 3).to(device, dtype)
+        ids = {
+            "img_ids": image_positions(height, width, device),
+            "txt_ids": torch.zeros(text_BTD.shape[1], POSITION_AXES, device=device),
+        }
+        (output_BNK,) = module(
+            hidden_states=pack(x_BCHW.to(device, dtype)),
+            encoder_hidden_states=text_BTD,
+            pooled_projections=_pooled(module, cond, batch).to(device, dtype),
+            timestep=sigma_B.to(device, torch.float32),
+            guidance=_guidance(module, cond, batch, device),
+            return_dict=False,
+            **ids,
+        )
+        return unpack(output_BNK, channels, height, width)
+
+    def denoised(self, x_BCHW: Tensor, sigma_B: Tensor, output_BCHW: Tensor) -> Tensor:
+        """`x - sigma * velocity` in fp32."""
+        sigma_B111 = sigma_B.to(torch.float32).reshape(-1, 1, 1, 1)
+        return x_BCHW.to(torch.float32) - sigma_B111 * output_BCHW.to(torch.float32)
+
+
+def pack(x_BCHW: Tensor) -> Tensor:
+    """Latent to tokens [B, H*W/4, 4C]: rows first, and in a token channel, row, column."""
+    batch, channels, height, width = x_BCHW.shape
+    rows, columns = height // PATCH_SIZE, width // PATCH_SIZE
+    x = x_BCHW.reshape(batch, channels, rows, PATCH_SIZE, columns, PATCH_SIZE)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+
+
+def unpack(tokens_BNK: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """Tokens back to a latent [B,C,H,W]; undoes `pack`."""
+    rows, columns = height // PATCH_SIZE, width // PATCH_SIZE
+    x = tokens_BNK.reshape(-1, rows, columns, channels, PATCH_SIZE, PATCH_SIZE)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
+
+
+def image_positions(height: int, width: int, device: torch.device | str) -> Tensor:
+    """Positions (0, row, column) of a latent's tokens, fp32 [H*W/4, 3]."""
+    rows = torch.arange(height // PATCH_SIZE, dtype=torch.float32, device=device)
+    columns = torch.arange(width // PATCH_SIZE, dtype=torch.float32, device=device)
+    row, column = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack((torch.zeros_like(row), row, column), dim=-1).reshape(-1, POSITION_AXES)
+
+
+def _latent_shape(module: FluxTransformer, x_BCHW: Tensor) -> tuple[int, int, int, int]:
+    if x_BCHW.dim() != 4:
+        raise InvalidTensor(f"x is {list(x_BCHW.shape)}, not [B,C,H,W]", field="x")
+    batch, channels, height, width = x_BCHW.shape
+    wanted = module.x_embedder.in_features // PATCH_SIZE**2
+    if channels != wanted:
+        raise InvalidTensor(f"x has {channels} channels; the model takes {wanted}", field="x")
+    if height % PATCH_SIZE or width % PATCH_SIZE or not height or not width:
+        raise InvalidTensor(
+            f"x is {height}x{width}; rows and columns must be multiples of {PATCH_SIZE}", field="x"
+        )
+    return batch, channels, height, width
+
+
+def _expand(field: str, tensor: Tensor, batch: int, dimensions: int) -> Tensor:
+    if tensor.dim() != dimensions or tensor.shape[0] not in (1, batch):
+        raise InvalidTensor(
+            f"{field} is {list(tensor.shape)}; it needs {dimensions} dimensions and a batch of "
+            f"1 or {batch}",
+            field=field,
+        )
+    return tensor.expand(batch, *tensor.shape[1:])
+
+
+def _pooled(module: FluxTransformer, cond: Conditioning, batch: int) -> Tensor:
+    if cond.pooled is None:
+        width = module.time_text_embed.text_embedder.linear_1.in_features
+        return torch.zeros(batch, width)
+    return _expand("pooled", cond.pooled, batch, 2)
+
+
+def _guidance(
+    module: FluxTransformer, cond: Conditioning, batch: int, device: torch.device
+) -> Tensor | None:
+    """Guidance [B], or None for a model without the embedding, which has no use for it."""
+    if not hasattr(module.time_text_embed, "guidance_embedder"):
+        return None
+    value = DEFAULT_GUIDANCE if cond.guidance is None else cond.guidance
+    guidance = torch.as_tensor(value, dtype=torch.float32, device=device).reshape(-1)
+    return _expand("guidance", guidance, batch, 1)

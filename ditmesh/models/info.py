@@ -1,0 +1,188 @@
+"""What models there are and what each is, read from headers only.
+
+Nothing here imports torch, allocates a weight, or opens anything but safetensors and JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO
+
+from ditmesh.errors import DamagedModel, UnknownModel
+from ditmesh.models.checkpoint import PICKLE_SUFFIXES, is_model_folder, open_checkpoint
+from ditmesh.models.flux_checkpoint import PATCH_SIZE, FluxConfig
+from ditmesh.models.safetensors_file import DTYPE_NAMES, StoredTensor
+
+_SAMPLE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One model of a models folder. Sizes are counts, `weight_bytes` is as stored.
+
+    `dtype` is the stored floating-point type that most weights have, by torch's name for it.
+    `patch_size` is how many latent rows and columns one token covers, so latent sizes must be
+    multiples of it. `fingerprint` is equal for copies of the same weights, whatever their path.
+    """
+
+    name: str
+    family: str
+    path: Path
+    layout: str
+    """`diffusers` or `single_file`."""
+    latent_channels: int
+    patch_size: int
+    num_heads: int
+    head_dim: int
+    text_dim: int
+    pooled_dim: int
+    guidance_embeds: bool
+    num_parameters: int
+    weight_bytes: int
+    dtype: str
+    fingerprint: str
+    config: FluxConfig
+    files: tuple[Path, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The models of a folder, and what is wrong with those that cannot be used.
+
+    A name is a key here and nothing else: it is never joined to a path, so no name can lead
+    out of the folder.
+    """
+
+    root: Path
+    models: Mapping[str, ModelInfo]
+    problems: Mapping[str, DamagedModel]
+
+    def get(self, name: str) -> ModelInfo:
+        """The model of that name.
+
+        Raises:
+            UnknownModel: there is none; names those there are.
+            DamagedModel: there is one, but it is damaged.
+        """
+        if name in self.models:
+            return self.models[name]
+        if name in self.problems:
+            raise self.problems[name]
+        known = ", ".join(sorted(self.models)) or "none"
+        raise UnknownModel(f"no model {name!r} here; there are: {known}", field="model")
+
+
+def inspect(path: Path | str, name: str | None = None) -> ModelInfo:
+    """Describe the model at `path`: a pipeline or transformer folder, or a safetensors file.
+
+    Raises:
+        DamagedModel: a file is missing, truncated or a pickle, the model is not a Flux.1, or
+            its tensors are not those that its dimensions call for. Names the file.
+    """
+    path = Path(path)
+    checkpoint = open_checkpoint(path)
+    config, used = checkpoint.config, checkpoint.used
+    dtypes: Counter[str] = Counter()
+    for tensor in used:
+        dtypes[tensor.dtype] += tensor.numel
+    return ModelInfo(
+        name=name or (path.name if path.is_dir() else path.stem),
+        family="flux",
+        path=path,
+        layout=checkpoint.layout,
+        latent_channels=config.latent_channels,
+        patch_size=PATCH_SIZE,
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        text_dim=config.text_dim,
+        pooled_dim=config.pooled_dim,
+        guidance_embeds=config.guidance_embeds,
+        num_parameters=sum(tensor.numel for tensor in used),
+        weight_bytes=sum(tensor.nbytes for tensor in used),
+        dtype=DTYPE_NAMES[dtypes.most_common(1)[0][0]],
+        fingerprint=_fingerprint(config, used),
+        config=config,
+        files=tuple(sorted({tensor.file for tensor in used})),
+    )
+
+
+def scan(root: Path | str) -> Catalogue:
+    """Inspect every model folder and model file below `root`.
+
+    The name is the path below `root` with forward slashes, without `.safetensors`. Hidden files
+    and folders are left out.
+
+    Raises:
+        DamagedModel: `root` is not a readable folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DamagedModel(f"{root}: no such models folder")
+    models: dict[str, ModelInfo] = {}
+    problems: dict[str, DamagedModel] = {}
+    for path in _candidates(root, frozenset()):
+        relative = path.relative_to(root)
+        name = (relative if path.is_dir() else _stemmed(relative)).as_posix()
+        try:
+            if name in models:
+                raise DamagedModel(f"{path}: {models[name].path} has the same name; rename one")
+            models[name] = inspect(path, name)
+        except DamagedModel as error:
+            # Under its file's own name where the other model of that name is sound.
+            problems[relative.as_posix() if name in models else name] = error
+    return Catalogue(root, MappingProxyType(models), MappingProxyType(problems))
+
+
+def _stemmed(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix == ".safetensors" else path
+
+
+def _candidates(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Model folders and model-like files, depth first, without following a loop of links."""
+    here = folder.resolve()
+    if here in above:
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if is_model_folder(path):
+                yield path
+            else:
+                yield from _candidates(path, above | {here})
+        elif path.suffix == ".safetensors" or path.suffix in PICKLE_SUFFIXES:
+            yield path
+
+
+def _fingerprint(config: FluxConfig, tensors: Sequence[StoredTensor]) -> str:
+    """SHA-256 over the dimensions and each tensor's name, dtype, shape and some of its bytes.
+
+    Cheap for a model of any size, and yet different for a fine-tune: the bytes are 64 each from
+    the start, the middle and the end of every tensor. `tensors` are sorted by name.
+    """
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    with ExitStack() as stack:
+        files = {
+            path: stack.enter_context(path.open("rb"))
+            for path in {tensor.file for tensor in tensors}
+        }
+        for tensor in tensors:
+            digest.update(f"\n{tensor.name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(_sample(files[tensor.file], tensor))
+    return digest.hexdigest()
+
+
+def _sample(file: BinaryIO, tensor: StoredTensor) -> bytes:
+    last = max(tensor.nbytes - _SAMPLE_BYTES, 0)
+    taken = []
+    for start in (0, last // 2, last):
+        file.seek(tensor.offset + start)
+        taken.append(file.read(min(_SAMPLE_BYTES, tensor.nbytes)))
+    return b"".join(taken)
