@@ -1,0 +1,77 @@
+"""From a job's sampler and sigmas to the plan that its steps follow."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ditmesh.errors import InvalidRequest
+from ditmesh.sampling.noise import check_seed
+from ditmesh.sampling.process import NoiseProcess
+from ditmesh.sampling.samplers import SAMPLERS
+from ditmesh.sampling.solver import Plan
+
+__all__ = ["Plan", "make_plan"]
+
+
+def make_plan(sampler: str, sigmas: Tensor, process: NoiseProcess, *, seed: int) -> Plan:
+    """The plan of a job over `sigmas` [n + 1], strictly descending and at least 0.
+
+    Sigmas come from `job_sigmas` or from the client. Empty sigmas make a plan
+    without steps. `seed` (0 to 2^64 - 1) is that of the noise drawn on the way.
+
+    Raises:
+        InvalidRequest: unknown sampler, a seed out of range, or sigmas that are
+            not finite, not descending, outside the process's range or too few.
+    """
+    chosen = SAMPLERS.get(sampler)
+    if chosen is None:
+        raise InvalidRequest(
+            f"unknown sampler {sampler!r}; there are {', '.join(SAMPLERS)}", field="sampler"
+        )
+    check_seed(seed)
+    sigmas = sigmas.detach().to("cpu", torch.float32)
+    _check_sigmas(sigmas, process)
+    if 0 < len(sigmas) <= chosen.min_steps:
+        raise InvalidRequest(
+            f"{sampler} needs at least {chosen.min_steps} steps; this job has {len(sigmas) - 1}",
+            field="steps",
+        )
+    nodes = chosen.nodes(sigmas, process)
+    return Plan(
+        sampler=sampler,
+        sigmas=sigmas,
+        process=process,
+        seed=seed,
+        nodes=nodes,
+        coefficients=chosen.coefficients(nodes, process) if len(nodes) else (),
+        revision=chosen.revision,
+    )
+
+
+def _check_sigmas(sigmas: Tensor, process: NoiseProcess) -> None:
+    if sigmas.ndim != 1:
+        raise InvalidRequest(
+            f"sigmas have shape {list(sigmas.shape)}; they must be one-dimensional", field="sigmas"
+        )
+    if len(sigmas) == 0:
+        return
+    if len(sigmas) == 1:
+        raise InvalidRequest("one sigma spans no step; give none, or at least 2", field="sigmas")
+    if not torch.isfinite(sigmas).all():
+        raise InvalidRequest("sigmas must be finite", field="sigmas")
+    if sigmas[-1] < 0:
+        raise InvalidRequest("sigmas must not be negative", field="sigmas")
+    if process.is_flow and sigmas[0] > 1:
+        raise InvalidRequest(
+            f"the first sigma is {sigmas[0].item():g}; those of a flow model end at 1",
+            field="sigmas",
+        )
+    stuck = (sigmas[1:] >= sigmas[:-1]).nonzero()
+    if len(stuck):
+        at = int(stuck[0])
+        raise InvalidRequest(
+            f"sigmas must descend, but number {at} is {sigmas[at].item():g} and the next "
+            f"{sigmas[at + 1].item():g}",
+            field="sigmas",
+        )
