@@ -101,7 +101,7 @@ def _google_rpc() -> dict[str, type[Any]]:
         dependency=[any_pb2.DESCRIPTOR.name, duration_pb2.DESCRIPTOR.name],
         message_type=messages,
     )
-    pool = descriptor_pool.DescriptorPool()
+    pool: Any = descriptor_pool.DescriptorPool()  # its stubs are untyped
     for known in (any_pb2.DESCRIPTOR, duration_pb2.DESCRIPTOR):
         pool.AddSerializedFile(known.serialized_pb)
     pool.AddSerializedFile(file.SerializeToString())
