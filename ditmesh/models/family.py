@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ditmesh.models.latents import LatentFormat
+from ditmesh.sampling import NoiseProcess
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,14 @@ class Family(Protocol):
     """Distilled guidance where a conditioning does not say otherwise."""
     transformer_class: type[nn.Module]
     """The module for one process."""
+
+    def process(self, shift: float | None = None) -> NoiseProcess:
+        """The family's noise process, with another time shift than its own if one is given.
+
+        Raises:
+            InvalidRequest: a shift that is out of range.
+        """
+        ...
 
     def forward(
         self, transformer: nn.Module, x_BCHW: Tensor, sigma_B: Tensor, cond: Conditioning

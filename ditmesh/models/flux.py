@@ -16,6 +16,7 @@ from ditmesh.models import latents
 from ditmesh.models.family import Conditioning
 from ditmesh.models.flux_checkpoint import PATCH_SIZE
 from ditmesh.models.flux_transformer import FluxTransformer
+from ditmesh.sampling import Flow, NoiseProcess
 
 DEFAULT_GUIDANCE = 3.5
 POSITION_AXES = 3
@@ -31,6 +32,10 @@ class Flux:
     default_shift = 1.15
     default_guidance: float | None = DEFAULT_GUIDANCE
     transformer_class: type[nn.Module] = FluxTransformer
+
+    def process(self, shift: float | None = None) -> NoiseProcess:
+        """Rectified flow under Flux's exponential time shift. See `Family.process`."""
+        return Flow.flux(self.default_shift if shift is None else shift)
 
     def forward(
         self, transformer: nn.Module, x_BCHW: Tensor, sigma_B: Tensor, cond: Conditioning
@@ -53,7 +58,6 @@ class Flux:
             pooled_projections=_pooled(module, cond, batch).to(device, dtype),
             timestep=sigma_B.to(device, torch.float32),
             guidance=_guidance(module, cond, batch, device),
-            return_dict=False,
             **ids,
         )
         return unpack(output_BNK, channels, height, width)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from torch import Tensor
 
@@ -30,10 +27,8 @@ class FluxTransformer(FluxTransformer2DModel):  # type: ignore[misc]  # diffuser
         img_ids: Tensor,
         txt_ids: Tensor,
         guidance: Tensor | None = None,
-        return_dict: bool = True,
-        **unsupported: Any,
-    ) -> Any:
-        """Velocity for packed tokens; arguments as in diffusers.
+    ) -> tuple[Tensor]:
+        """Velocity [B,N,4C] for packed tokens, in a tuple; arguments as in diffusers.
 
         Args:
             hidden_states: image tokens [B,N,4C].
@@ -43,12 +38,7 @@ class FluxTransformer(FluxTransformer2DModel):  # type: ignore[misc]  # diffuser
             img_ids: position of each image token [N,3].
             txt_ids: position of each text token [T,3].
             guidance: [B], or None for a model without guidance embedding.
-            return_dict: diffusers' convention; a tuple of one without it.
-            unsupported: anything else that diffusers takes; must be absent or None.
         """
-        given = [name for name, value in unsupported.items() if value is not None]
-        if given:
-            raise TypeError(f"FluxTransformer does not take {', '.join(given)}")
         image = self.x_embedder(hidden_states)
         text = self.context_embedder(encoder_hidden_states)
         embedded = [timestep.to(torch.float32) * TIME_SCALE]
@@ -63,5 +53,4 @@ class FluxTransformer(FluxTransformer2DModel):  # type: ignore[misc]  # diffuser
                 temb=temb,
                 image_rotary_emb=rotary,
             )
-        output = self.proj_out(self.norm_out(image, temb))
-        return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+        return (self.proj_out(self.norm_out(image, temb)),)
