@@ -1,0 +1,1 @@
+"""A tiny Flux that draws pixel-art portraits from a prompt: data, training, export, checks."""
