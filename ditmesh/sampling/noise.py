@@ -127,5 +127,6 @@ class BrownianNoise:
             self._tree = torchsde.BrownianTree(
                 low, torch.zeros(self._shape), high, entropy=self._seed
             )
-        rise: Tensor = self._tree(sigma_next, sigma)
+        # The tree lives on a grid of 1e-6 and warns of points that its own rounding left out.
+        rise: Tensor = self._tree(round(sigma_next.item(), 6), round(sigma.item(), 6))
         return (-rise / (sigma - sigma_next).sqrt()).to(self._device)

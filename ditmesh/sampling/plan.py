@@ -37,14 +37,14 @@ def make_plan(sampler: str, sigmas: Tensor, process: NoiseProcess, *, seed: int)
             f"{sampler} needs at least {chosen.min_steps} steps; this job has {len(sigmas) - 1}",
             field="steps",
         )
-    nodes = chosen.nodes(sigmas, process)
+    grid = chosen.grid(sigmas, process)
     return Plan(
         sampler=sampler,
         sigmas=sigmas,
         process=process,
         seed=seed,
-        nodes=nodes,
-        coefficients=chosen.coefficients(nodes, process) if len(nodes) else (),
+        grid=grid,
+        coefficients=chosen.coefficients(grid, process) if len(grid) else (),
         revision=chosen.revision,
     )
 

@@ -23,7 +23,7 @@ from ditmesh.errors import InvalidRequest
 from ditmesh.sampling.process import NoiseProcess
 
 MAX_STEPS = 10_000
-"""Most steps of a job, as ComfyUI's sampler nodes allow."""
+"""Most steps of a job, as ComfyUI's own samplers allow."""
 
 MAX_SCHEDULE = 1_000_000
 """Most steps of a schedule of which a job with a small `denoise` walks only the end."""

@@ -47,7 +47,7 @@ class NoiseKind(Enum):
 class Plan:
     """What is fixed for all steps of a job: computed once, the same wherever it is computed.
 
-    `sigmas` [n + 1] is the job's schedule. `nodes` [n + 1] are the sigmas that
+    `sigmas` [n + 1] is the job's schedule. `grid` [n + 1] are the sigmas that
     the sampler visits: the schedule, but for an end point that the sampler
     cannot take. `coefficients` holds one fp32 tensor a step for samplers that
     want any, else nothing.
@@ -57,7 +57,7 @@ class Plan:
     sigmas: Tensor
     process: NoiseProcess
     seed: int
-    nodes: Tensor
+    grid: Tensor
     coefficients: tuple[Tensor, ...]
     revision: int
 
@@ -72,7 +72,7 @@ class State:
     """How far a job got: all that is needed, beside its plan and denoiser, to go on.
 
     `latent` [B, C, ...] and `history` are fp32 and in model space; `latent` is
-    noisy at `plan.nodes[step]`. `revision` is the sampler's: states of
+    noisy at `plan.grid[step]`. `revision` is the sampler's: states of
     another revision cannot be continued.
     """
 
@@ -100,7 +100,7 @@ def same_sigmas(sigmas: Tensor, process: NoiseProcess) -> Tensor:
     return sigmas
 
 
-def no_coefficients(nodes: Tensor, process: NoiseProcess) -> tuple[Tensor, ...]:
+def no_coefficients(grid: Tensor, process: NoiseProcess) -> tuple[Tensor, ...]:
     """For samplers that work their few numbers out as they go."""
     return ()
 
@@ -115,7 +115,7 @@ class Sampler:
     """
 
     step: Callable[[Plan, State, Denoiser, NoiseSource], State]
-    nodes: Callable[[Tensor, NoiseProcess], Tensor] = same_sigmas
+    grid: Callable[[Tensor, NoiseProcess], Tensor] = same_sigmas
     coefficients: Callable[[Tensor, NoiseProcess], tuple[Tensor, ...]] = no_coefficients
     history: Mapping[str, int] = field(default_factory=dict)
     noise: NoiseKind = NoiseKind.NONE
@@ -126,7 +126,7 @@ class Sampler:
 
 def interval(plan: Plan, state: State) -> tuple[Tensor, Tensor]:
     """The sigmas, 0-dim, between which the next step goes."""
-    return plan.nodes[state.step], plan.nodes[state.step + 1]
+    return plan.grid[state.step], plan.grid[state.step + 1]
 
 
 def slope(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
@@ -141,9 +141,9 @@ def offset_first(sigmas: Tensor, process: NoiseProcess) -> Tensor:
     """
     if not (process.is_flow and len(sigmas) > 1 and sigmas[0] >= 1):
         return sigmas
-    nodes = sigmas.clone()
-    nodes[0] = process.sigma_of_percent(1e-4)
-    return nodes
+    grid = sigmas.clone()
+    grid[0] = process.sigma_of_percent(1e-4)
+    return grid
 
 
 def shift_history(

@@ -75,7 +75,7 @@ def finish(plan: Plan, state: State) -> Tensor:
         raise InvalidRequest(f"{state.step} of {plan.steps} steps are done", field="state.step")
     if plan.steps == 0:
         return state.latent
-    return plan.process.inverse_noise_scaling(plan.nodes[-1], state.latent)
+    return plan.process.inverse_noise_scaling(plan.grid[-1], state.latent)
 
 
 def check_state(plan: Plan, state: State) -> None:

@@ -23,18 +23,18 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         ),
         "lms": Sampler(multistep.lms, coefficients=multistep.lms_coefficients, history=_SLOPES_3),
         "dpmpp_sde": Sampler(
-            dpmpp.dpmpp_sde, nodes=offset_first, noise=NoiseKind.BROWNIAN, evaluations=2
+            dpmpp.dpmpp_sde, grid=offset_first, noise=NoiseKind.BROWNIAN, evaluations=2
         ),
         "dpmpp_2m": Sampler(dpmpp.dpmpp_2m, history={"denoised_1": 1}),
         "dpmpp_2m_sde": Sampler(
             dpmpp.dpmpp_2m_sde,
-            nodes=offset_first,
+            grid=offset_first,
             history={"denoised_1": 1},
             noise=NoiseKind.BROWNIAN,
         ),
         "dpmpp_3m_sde": Sampler(
             dpmpp.dpmpp_3m_sde,
-            nodes=offset_first,
+            grid=offset_first,
             history={"denoised_1": 1, "denoised_2": 2},
             noise=NoiseKind.BROWNIAN,
         ),
@@ -46,7 +46,7 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "res_multistep": Sampler(multistep.res_multistep, history={"denoised_1": 1}),
         "er_sde": Sampler(
             er_sde.er_sde,
-            nodes=offset_first,
+            grid=offset_first,
             coefficients=er_sde.coefficients,
             history={"denoised": 1, "derivative": 2},
             noise=NoiseKind.SEQUENTIAL,
@@ -54,14 +54,14 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "ddim": Sampler(runge_kutta.euler),
         "uni_pc": Sampler(
             uni_pc.uni_pc,
-            nodes=uni_pc.nodes,
+            grid=uni_pc.grid,
             coefficients=uni_pc.bh1_coefficients,
             history=_UNI_PC,
             min_steps=2,
         ),
         "uni_pc_bh2": Sampler(
             uni_pc.uni_pc,
-            nodes=uni_pc.nodes,
+            grid=uni_pc.grid,
             coefficients=uni_pc.bh2_coefficients,
             history=_UNI_PC,
             min_steps=2,

@@ -12,20 +12,22 @@ _POINTS = 200
 """Of the Riemann sums; the published solver's count, so that its error is part of the result."""
 
 
-def coefficients(nodes: Tensor, process: NoiseProcess) -> tuple[Tensor, ...]:
-    """Per step: weights of x, denoised, its first and second derivative, and the noise.
+def coefficients(grid: Tensor, process: NoiseProcess) -> tuple[Tensor, ...]:
+    """Per step fp32 [7]: what `er_sde` unpacks, in the paper's time lambda = sigma / alpha.
 
-    In the paper's time lambda = sigma / alpha, each fp32 [5].
+    Weights of x, of denoised and of its first and second derivative; the noise's
+    standard deviation; the time since the step before, and half that since the
+    one before it (NaN where there is none).
     """
-    time = (-process.half_log_snr(nodes)).exp()
-    return tuple(_weights(nodes, time, step) for step in range(len(nodes) - 1))
+    time = (-process.half_log_snr(grid)).exp()
+    return tuple(_weights(grid, time, step) for step in range(len(grid) - 1))
 
 
-def _weights(nodes: Tensor, time: Tensor, step: int) -> Tensor:
-    if nodes[step + 1] == 0:
-        return torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])
+def _weights(grid: Tensor, time: Tensor, step: int) -> Tensor:
+    if grid[step + 1] == 0:
+        return torch.full([7], torch.nan)
     now, then = time[step], time[step + 1]
-    alpha, alpha_next = nodes[step] / now, nodes[step + 1] / then
+    alpha, alpha_next = grid[step] / now, grid[step + 1] / then
     ratio = _noise_scale(then) / _noise_scale(now)
     dt = then - now
     width = -dt / _POINTS
@@ -33,6 +35,7 @@ def _weights(nodes: Tensor, time: Tensor, step: int) -> Tensor:
     scales = _noise_scale(points)
     first = (1 / scales).sum() * width
     second = ((points - now) / scales).sum() * width
+    absent = torch.tensor(torch.nan)
     return torch.stack(
         [
             alpha_next / alpha * ratio,
@@ -40,32 +43,31 @@ def _weights(nodes: Tensor, time: Tensor, step: int) -> Tensor:
             alpha_next * (dt + first * _noise_scale(then)),
             alpha_next * (dt**2 / 2 + second * _noise_scale(then)),
             alpha_next * (then**2 - now**2 * ratio**2).sqrt().nan_to_num(nan=0.0),
+            now - time[step - 1] if step > 0 else absent,
+            (now - time[step - 2]) / 2 if step > 1 else absent,
         ]
     )
 
 
 def _noise_scale(time: Tensor) -> Tensor:
-    """The paper's noise scale function phi for ER-SDE 5: t * (e^(t^0.3) + 10)."""
+    """The noise scale of the paper's ER-SDE-5: t * (e^(t^0.3) + 10)."""
     return time * ((time**0.3).exp() + 10.0)
 
 
 def er_sde(plan: Plan, state: State, denoise: Denoiser, noise: NoiseSource) -> State:
-    """One to three stages, as many as there are earlier predictions."""
+    """One to three stages, as many as there are predictions so far."""
     sigma, sigma_next = interval(plan, state)
     denoised = denoise(state.latent, sigma)
-    if sigma_next == 0:
-        return state.advance(denoised, {**state.history, "denoised": denoised})
-    keep, take, take_d, take_dd, spread = plan.coefficients[state.step]
-    x = keep * state.latent + take * denoised
     history = {"denoised": denoised}
+    if sigma_next == 0:
+        return state.advance(denoised, history)
+    keep, take, take_1, take_2, spread, gap, half_span = plan.coefficients[state.step]
+    x = keep * state.latent + take * denoised
     if state.step > 0:
-        time = (-plan.process.half_log_snr(plan.nodes)).exp()
-        now = time[state.step]
-        derivative = (denoised - state.history["denoised"]) / (now - time[state.step - 1])
+        derivative = (denoised - state.history["denoised"]) / gap
         history["derivative"] = derivative
-        x = x + take_d * derivative
+        x = x + take_1 * derivative
         if state.step > 1:
-            half_span = (now - time[state.step - 2]) / 2
-            x = x + take_dd * ((derivative - state.history["derivative"]) / half_span)
+            x = x + take_2 * ((derivative - state.history["derivative"]) / half_span)
     fresh = noise(state.noise_draws, sigma, sigma_next)
     return state.advance(x + spread * fresh, history, draws=1)

@@ -33,9 +33,9 @@ _IPNDM = (
 """Adams-Bashforth weights for equal steps, newest slope first."""
 
 
-def lms_coefficients(nodes: Tensor, process: NoiseProcess) -> tuple[Tensor, ...]:
+def lms_coefficients(grid: Tensor, process: NoiseProcess) -> tuple[Tensor, ...]:
     """Per step the weights of the last slopes, newest first: Lagrange polynomials in sigma."""
-    sigmas = nodes.double().numpy()
+    sigmas = grid.double().numpy()
     weights = []
     for step in range(len(sigmas) - 1):
         past = sigmas[step::-1][:LMS_ORDER]
@@ -62,14 +62,14 @@ def lms(plan: Plan, state: State, denoise: Denoiser, noise: NoiseSource) -> Stat
     return state.advance(x, shift_history(state.history, "slope", d, LMS_ORDER - 1))
 
 
-def deis_coefficients(nodes: Tensor, process: NoiseProcess) -> tuple[Tensor, ...]:
+def deis_coefficients(grid: Tensor, process: NoiseProcess) -> tuple[Tensor, ...]:
     """Per step the weights of the last slopes: tAB-DEIS (Zhang & Chen 2022, arXiv:2204.13902).
 
     The Lagrange polynomials run over the time of a VP process (beta linear,
     sigma 0.002 to 80) and are integrated by a sum over 10000 points in fp32.
     """
-    time, beta_0, beta_1 = _vp_time(nodes)
-    return tuple(_deis_weights(nodes, time, beta_0, beta_1, step) for step in range(len(nodes) - 1))
+    time, beta_0, beta_1 = _vp_time(grid)
+    return tuple(_deis_weights(grid, time, beta_0, beta_1, step) for step in range(len(grid) - 1))
 
 
 def _vp_time(sigmas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,21 +83,21 @@ def _vp_time(sigmas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return time, start, growth + start
 
 
-def _deis_weights(nodes: Tensor, time: Tensor, beta_0: Tensor, beta_1: Tensor, step: int) -> Tensor:
-    if step == 0 or nodes[step + 1] == 0:
-        return (nodes[step + 1] - nodes[step]).reshape(1)
+def _deis_weights(grid: Tensor, time: Tensor, beta_0: Tensor, beta_1: Tensor, step: int) -> Tensor:
+    if step == 0 or grid[step + 1] == 0:
+        return (grid[step + 1] - grid[step]).reshape(1)
     points = 10_000
     past = time[: step + 1].flip(0)[:DEIS_ORDER]
-    grid = torch.linspace(time[step].item(), time[step + 1].item(), points)
-    alpha = (-0.5 * grid**2 * (beta_1 - beta_0) - grid * beta_0).exp()
-    integrand = 0.5 * (grid * (beta_1 - beta_0) + beta_0) / (alpha * (1 - alpha)).sqrt()
+    times = torch.linspace(time[step].item(), time[step + 1].item(), points)
+    alpha = (-0.5 * times**2 * (beta_1 - beta_0) - times * beta_0).exp()
+    integrand = 0.5 * (times * (beta_1 - beta_0) + beta_0) / (alpha * (1 - alpha)).sqrt()
     width = (time[step + 1] - time[step]) / points
     weights = []
     for j, at in enumerate(past):
-        basis = torch.ones_like(grid)
+        basis = torch.ones_like(times)
         for k, other in enumerate(past):
             if k != j:
-                basis = basis * ((grid - other) / (at - other))
+                basis = basis * ((times - other) / (at - other))
         weights.append((integrand * basis).sum() * width)
     return torch.stack(weights)
 
@@ -138,7 +138,7 @@ def res_multistep(plan: Plan, state: State, denoise: Denoiser, noise: NoiseSourc
         x = state.latent + slope(state.latent, denoised, sigma) * (sigma_next - sigma)
         return state.advance(x, {"denoised_1": denoised})
     h = sigma.log() - sigma_next.log()
-    c_2 = (sigma.log() - plan.nodes[state.step - 1].log()) / h
+    c_2 = (sigma.log() - plan.grid[state.step - 1].log()) / h
     phi_1 = (-h).expm1() / -h
     phi_2 = (phi_1 - 1.0) / -h
     estimate = (phi_1 - phi_2 / c_2) * denoised + phi_2 / c_2 * state.history["denoised_1"]

@@ -22,39 +22,37 @@ LAST_SIGMA = 0.001
 """Stands for a last sigma of 0, which has no finite log SNR."""
 
 
-def nodes(sigmas: Tensor, process: NoiseProcess) -> Tensor:
-    """The schedule, ending at `LAST_SIGMA` instead of 0."""
+def grid(sigmas: Tensor, process: NoiseProcess) -> Tensor:
+    """The schedule, but ending at `LAST_SIGMA` instead of 0."""
     if len(sigmas) == 0 or sigmas[-1] != 0:
         return sigmas
     return torch.cat([sigmas[:-1], sigmas.new_tensor([LAST_SIGMA])])
 
 
-def bh1_coefficients(nodes: Tensor, process: NoiseProcess) -> tuple[Tensor, ...]:
+def bh1_coefficients(grid: Tensor, process: NoiseProcess) -> tuple[Tensor, ...]:
     """Coefficients with B(h) = h, for `uni_pc`."""
-    return _coefficients(nodes, lambda h: h)
+    return _coefficients(grid, lambda h: h)
 
 
-def bh2_coefficients(nodes: Tensor, process: NoiseProcess) -> tuple[Tensor, ...]:
+def bh2_coefficients(grid: Tensor, process: NoiseProcess) -> tuple[Tensor, ...]:
     """Coefficients with B(h) = e^h - 1, for `uni_pc_bh2`."""
-    return _coefficients(nodes, torch.expm1)
+    return _coefficients(grid, torch.expm1)
 
 
-def _coefficients(nodes: Tensor, b: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-    """Per step fp32 [2, 5]: the corrector to this node, the predictor to the next.
+def _coefficients(grid: Tensor, b: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """Per step fp32 [2, 5]: the corrector to this sigma, the predictor to the next.
 
-    Each row weighs the latent at the node before, then this node's prediction
-    and the up to three before it, newest first.
+    Each row weighs the corrected latent of the sigma before, then this sigma's
+    prediction and the up to three before it, newest first; zeros fill it up.
     """
-    steps = len(nodes) - 1
-    rows = [torch.zeros(2, 2 + ORDER) for _ in range(steps)]
+    steps = len(grid) - 1
+    rows = torch.zeros(steps, 2, 2 + ORDER)
     for arrival in range(1, steps + 1):
-        latent, past, new = _update(nodes, arrival, _order(arrival, steps), b)
-        predict = rows[arrival - 1][1]
-        predict[0], predict[1 : 1 + len(past[0])] = latent, past[0]
+        predict, correct = _update(grid, arrival, _order(arrival, steps), b)
+        rows[arrival - 1, 1, : len(predict)] = predict
         if arrival < steps:
-            correct = rows[arrival][0]
-            correct[0], correct[1], correct[2 : 2 + len(past[1])] = latent, new, past[1]
-    return tuple(rows)
+            rows[arrival, 0, : len(correct)] = correct
+    return rows.unbind()
 
 
 def _order(arrival: int, steps: int) -> int:
@@ -64,49 +62,52 @@ def _order(arrival: int, steps: int) -> int:
 
 
 def _update(
-    nodes: Tensor, arrival: int, order: int, b: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-    """Weights of an update from node `arrival - 1` to `arrival`.
+    grid: Tensor, arrival: int, order: int, b: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Weights of the predictor [1 + order] and corrector [2 + order] of grid point `arrival`.
 
-    Returns the latent's weight, the past predictions' weights (newest first)
-    in predictor and corrector, and the new prediction's weight in the corrector.
+    The latent's first, then those of predictions; the corrector's begin with
+    that at `arrival`. Both are x - expm1(h) * m_0 - B(h) * sum(rho_k * (m_k - m_0) / r_k)
+    with h the fall of lambda, m_0 the prediction before `arrival` and r_k its
+    distance to m_k in units of h.
     """
-    log_alpha, log_std = _vp_logs(nodes)
-    lambda_ = log_alpha - log_std
-    start = arrival - 1
-    h = -(lambda_[arrival] - lambda_[start])
+    log_alpha, log_std = _vp_logs(grid)
+    lambda_, start = log_alpha - log_std, arrival - 1
+    h = lambda_[start] - lambda_[arrival]
     ratios = torch.stack([lambda_[start - k] - lambda_[start] for k in range(1, order)] + [-h]) / -h
     scale = b(h)
     rho_predict, rho_correct = _rho(ratios, h, scale)
 
     std, alpha = log_std.exp(), log_alpha.exp()
     latent = std[arrival] / std[start] * (alpha[start] / alpha[arrival])
-    past = []
-    for rho, rest in ((rho_predict, 0.0), (rho_correct[:-1], rho_correct[-1])):
-        differences = -scale * rho / ratios[:-1]
-        newest = -h.expm1() - differences.sum() + scale * rest
-        past.append(torch.cat([newest.reshape(1), differences]))
-    return latent, (past[0], past[1]), -scale * rho_correct[-1]
+    earlier = -scale * rho_predict / ratios[:-1]
+    predict = torch.stack([latent, -h.expm1() - earlier.sum(), *earlier])
+    newest, earlier = -scale * rho_correct[-1], -scale * rho_correct[:-1] / ratios[:-1]
+    rest = -h.expm1() - newest - earlier.sum()
+    correct = torch.stack([latent, newest, rest, *earlier])
+    return predict, correct
 
 
 def _rho(ratios: Tensor, h: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights of the scaled differences: [order - 1] to predict, [order] to correct."""
+    """Weights of the scaled differences: [order - 1] to predict, [order] to correct.
+
+    They solve the order conditions, eq. 8 of the paper, but for the 1/2 of low orders.
+    """
     order = len(ratios)
-    phi = h.expm1() / h - 1
-    factorial = 1
-    right = []
+    phi, factorial, conditions = h.expm1() / h - 1, 1, []
     for k in range(1, order + 1):
-        right.append(phi * factorial / scale)
+        conditions.append(phi * factorial / scale)
         factorial *= k + 1
         phi = phi / h - 1 / factorial
-    powers, moments = torch.stack([ratios**k for k in range(order)]), torch.stack(right)
     half = torch.tensor([0.5])
     if order == 1:
         return torch.empty(0), half
-    correct = torch.linalg.solve(powers, moments)
+    powers = torch.stack([ratios**k for k in range(order)]).double()
+    right = torch.stack(conditions).double()
+    correct = torch.linalg.solve(powers, right).float()
     if order == 2:
         return half, correct
-    return torch.linalg.solve(powers[:-1, :-1], moments[:-1]), correct
+    return torch.linalg.solve(powers[:-1, :-1], right[:-1]).float(), correct
 
 
 def _vp_logs(sigmas: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +123,7 @@ def _vp_logs(sigmas: Tensor) -> tuple[Tensor, Tensor]:
 def uni_pc(plan: Plan, state: State, denoise: Denoiser, noise: NoiseSource) -> State:
     """Correct, then predict; both B(h) variants differ in their coefficients only."""
     correct, predict = plan.coefficients[state.step]
-    newest = denoise(state.latent, plan.nodes[state.step])
+    newest = _prediction(state.latent, plan.grid[state.step], denoise)
     earlier = [state.history[f"denoised_{age}"] for age in range(1, min(state.step, ORDER) + 1)]
     predictions = [newest, *earlier]
     x = state.latent
@@ -130,6 +131,13 @@ def uni_pc(plan: Plan, state: State, denoise: Denoiser, noise: NoiseSource) -> S
         x = _combine(correct, state.history["corrected"], predictions)
     history = shift_history(state.history, "denoised", newest, depth=ORDER)
     return state.advance(_combine(predict, x, predictions), {**history, "corrected": x})
+
+
+def _prediction(x: Tensor, sigma: Tensor, denoise: Denoiser) -> Tensor:
+    """The denoised latent by way of the noise in it, which the VP process rounds as above."""
+    log_alpha, log_std = _vp_logs(sigma)
+    sigma_rounded = (log_std - log_alpha).exp()
+    return x - sigma_rounded / sigma * (x - denoise(x, sigma))
 
 
 def _combine(weights: Tensor, x: Tensor, predictions: Sequence[Tensor]) -> Tensor:
