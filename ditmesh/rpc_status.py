@@ -35,6 +35,7 @@ DOMAIN: Final = "ditmesh"
 # percent-encoded, so this leaves room in any script.
 _MESSAGE_BYTES: Final = 1024
 _FIELD_BYTES: Final = 256
+_LONGEST_DELAY_S: Final = 315_576_000_000.0  # what google.protobuf.Duration may hold
 
 _Field = descriptor_pb2.FieldDescriptorProto
 
@@ -144,7 +145,7 @@ def to_status_bytes(error: DitmeshError) -> bytes:
         violation = {"field": _clip(error.field, _FIELD_BYTES), "description": text}
         details.append(_RPC["BadRequest"](field_violations=[violation]))
     if error.retry_after_s is not None and math.isfinite(error.retry_after_s):
-        nanos = round(max(error.retry_after_s, 0.0) * 1e9)
+        nanos = round(min(max(error.retry_after_s, 0.0), _LONGEST_DELAY_S) * 1e9)
         delay = {"seconds": nanos // 10**9, "nanos": nanos % 10**9}
         details.append(_RPC["RetryInfo"](retry_delay=delay))
     status = _RPC["Status"](code=error.code.value[0], message=text)

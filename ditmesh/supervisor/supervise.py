@@ -119,6 +119,7 @@ class Supervisor:
                     self._start_due(pipe)
             finally:
                 self._kill_all()
+                gc.unfreeze()  # what is frozen at exit counts as leaked in extension modules
         return self._exit_code
 
     def _prepare(self) -> None:
