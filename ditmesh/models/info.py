@@ -18,6 +18,7 @@ from typing import BinaryIO
 from ditmesh.errors import DamagedModel, UnknownModel
 from ditmesh.models.checkpoint import PICKLE_SUFFIXES, is_model_folder, open_checkpoint
 from ditmesh.models.flux_checkpoint import PATCH_SIZE, FluxConfig
+from ditmesh.models.latents import LatentFormat, read_latent_format
 from ditmesh.models.safetensors_file import DTYPE_NAMES, StoredTensor
 
 _SAMPLE_BYTES = 64
@@ -49,6 +50,8 @@ class ModelInfo:
     dtype: str
     fingerprint: str
     config: FluxConfig
+    latent_format: LatentFormat
+    """The model's own: a pipeline folder may bring another autoencoder than its family's."""
     files: tuple[Path, ...] = field(repr=False)
 
 
@@ -109,6 +112,7 @@ def inspect(path: Path | str, name: str | None = None) -> ModelInfo:
         dtype=DTYPE_NAMES[dtypes.most_common(1)[0][0]],
         fingerprint=_fingerprint(config, used),
         config=config,
+        latent_format=read_latent_format(path, config.latent_channels),
         files=tuple(sorted({tensor.file for tensor in used})),
     )
 

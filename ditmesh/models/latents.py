@@ -6,15 +6,20 @@ scaled ones ("model space"), and only those travel on the wire. numpy only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ditmesh.errors import InvalidTensor
+from ditmesh.errors import DamagedModel, InvalidTensor
 
 Array = npt.NDArray[Any]
+
+PREVIEW_FILE = "latent_preview.json"
+"""In a model folder: the `rgb_factors` and `rgb_bias` of an autoencoder that is not Flux's."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,6 @@ class LatentFormat:
     shift: float
     rgb_factors: tuple[tuple[float, float, float], ...]
     rgb_bias: tuple[float, float, float]
-    pixels: int = 8
 
     def to_model_space(self, latent_BCHW: Array) -> Array:
         """`(latent - shift) * scale`; an all-zero (empty) latent stays all zero, as in ComfyUI."""
@@ -100,3 +104,58 @@ FLUX = LatentFormat(
     ),
     rgb_bias=(-0.0329, -0.0718, -0.0851),
 )
+
+
+def read_latent_format(folder: Path, channels: int) -> LatentFormat:
+    """The latent format of a pipeline folder: Flux's, unless its files say otherwise.
+
+    `vae/config.json` gives scale and shift (diffusers' `scaling_factor` and `shift_factor`), and
+    `latent_preview.json`, if there is one, how to preview. For another channel count than Flux's
+    and no preview file, the first three channels stand for red, green and blue.
+
+    Raises:
+        DamagedModel: one of the files is not what it should be.
+    """
+    found = FLUX if channels == FLUX.channels else _plain_format(channels)
+    vae = folder / "vae" / "config.json"
+    if vae.is_file():
+        values = _numbers(vae, scaling_factor=found.scale, shift_factor=found.shift)
+        found = replace(found, scale=values["scaling_factor"], shift=values["shift_factor"])
+    preview = folder / PREVIEW_FILE
+    return _with_preview(found, preview) if preview.is_file() else found
+
+
+def _plain_format(channels: int) -> LatentFormat:
+    rows = tuple(
+        (float(channel == 0), float(channel == 1), float(channel == 2))
+        for channel in range(channels)
+    )
+    return LatentFormat("plain", channels, 1.0, 0.0, rows, (0.0, 0.0, 0.0))
+
+
+def _numbers(path: Path, **defaults: float) -> dict[str, float]:
+    try:
+        stored = json.loads(path.read_bytes())
+        given = {name: stored.get(name) for name in defaults}
+        return {
+            name: defaults[name] if value is None else float(value) for name, value in given.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DamagedModel(f"{path}: {', '.join(defaults)} cannot be read: {error}") from error
+
+
+def _with_preview(found: LatentFormat, path: Path) -> LatentFormat:
+    try:
+        stored = json.loads(path.read_bytes())
+        factors = np.asarray(stored["rgb_factors"], np.float64)
+        bias = np.asarray(stored["rgb_bias"], np.float64)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DamagedModel(f"{path}: rgb_factors or rgb_bias cannot be read: {error}") from error
+    if factors.shape != (found.channels, 3) or bias.shape != (3,):
+        raise DamagedModel(
+            f"{path}: rgb_factors is {list(factors.shape)} and rgb_bias {list(bias.shape)}; "
+            f"[{found.channels}, 3] and [3] are needed"
+        )
+    rows = tuple((float(red), float(green), float(blue)) for red, green, blue in factors)
+    red, green, blue = (float(value) for value in bias)
+    return replace(found, rgb_factors=rows, rgb_bias=(red, green, blue))

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from ditmesh.errors import DitmeshError, GroupLost, InternalError, InvalidMesh
+from ditmesh.errors import DitmeshError, GroupLost, InternalError, InvalidMesh, InvalidRequest
 from ditmesh.mesh import MeshSpec
 from gpu_node.parallel import sockets
 from gpu_node.parallel.xfuser_setup import prepare, require_prepared
@@ -159,8 +159,11 @@ class Group:
     def collective(self) -> Iterator[None]:
         """Turn what a failing collective raises inside the block into GroupLost.
 
-        On CUDA, work that the block queued is waited for, and a block that takes longer than the
-        group's timeout aborts the group: NCCL itself would wait for good.
+        A rank that leaves the block by an error takes the group with it: it closes its
+        connections, so that no other rank waits for it until the timeout. Only an InvalidRequest,
+        which every rank raises alike, leaves the group whole. On CUDA, work that the block queued
+        is waited for, and a block that takes longer than the group's timeout aborts the group:
+        NCCL itself would wait for good.
 
         Raises:
             GroupLost: another rank died, hung or closed its connection, or `abort` was called.
@@ -172,8 +175,14 @@ class Group:
                 yield
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
-        except RuntimeError as error:
-            if not self.aborted and not _is_collective_failure(error):
+        except InvalidRequest:
+            raise
+        except BaseException as error:
+            collateral = self.aborted
+            self.abort()
+            if not isinstance(error, RuntimeError):
+                raise
+            if not collateral and not _is_collective_failure(error):
                 raise
             raise GroupLost(
                 f"rank {self.rank} lost the group of epoch {self.epoch}: {_first_line(error)}"
@@ -257,6 +266,9 @@ class Group:
         )
         groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
         for ranks in _rank_sets(meshes):
+            if len(ranks) == self.world_size:
+                groups[ranks] = dist.group.WORLD
+                continue
             created = dist.new_group(list(ranks), timeout=timeout)
             groups[ranks] = created if self.rank in ranks else None
         mine = sockets.listening() - already

@@ -1,0 +1,73 @@
+"""How much memory a model takes, estimated from integers before anything is allocated."""
+
+from __future__ import annotations
+
+from ditmesh.models.info import ModelInfo
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""The dtypes that a transformer computes in, by torch's names."""
+
+TOKEN_WIDTHS = 18
+"""Values alive at the peak of a block on one rank, in units of one token's hidden width.
+
+Measured 15.3 in fp32 and 17.6 in bf16, where rotary position is still computed in fp32. The peak
+is in a single-stream block, whose MLP (4 widths before and 4 after its activation) and attention
+(query, key, value and output, joined with the MLP's to 5) are alive together.
+"""
+
+RING_WIDTHS = 6
+"""What ring attention needs on top, beside keys and values of the whole ring (2 widths a rank)."""
+
+
+def weights_bytes(info: ModelInfo, dtype: str) -> int:
+    """The transformer's weights in `dtype`; each rank of a mesh holds all of them."""
+    return info.num_parameters * DTYPE_BYTES[dtype]
+
+
+def activations_bytes(
+    info: ModelInfo,
+    dtype: str,
+    *,
+    batch: int,
+    height: int,
+    width: int,
+    text_tokens: int,
+    ulysses: int = 1,
+    ring: int = 1,
+) -> int:
+    """What a forward pass needs beside the weights, on one of the ranks that share a sequence.
+
+    `height` and `width` are the latent's. Attention is assumed to be a flash kernel, whose
+    scores are never stored. Modulation vectors and small change are not counted.
+    """
+    image_tokens = (height // info.patch_size) * (width // info.patch_size)
+    tokens = -(-(image_tokens + text_tokens) // (ulysses * ring))
+    widths = TOKEN_WIDTHS + (RING_WIDTHS + 2 * ring if ring > 1 else 0)
+    return batch * tokens * info.num_heads * info.head_dim * widths * DTYPE_BYTES[dtype]
+
+
+def memory_bytes(
+    info: ModelInfo,
+    dtype: str,
+    *,
+    batch: int = 1,
+    height: int = 128,
+    width: int = 128,
+    text_tokens: int = 512,
+    ulysses: int = 1,
+    ring: int = 1,
+) -> int:
+    """Weights and activations together; the defaults are one 1024x1024 image.
+
+    An estimate for budgeting: it was 2 to 18 % above what torch allocated on the CPU.
+    """
+    return weights_bytes(info, dtype) + activations_bytes(
+        info,
+        dtype,
+        batch=batch,
+        height=height,
+        width=width,
+        text_tokens=text_tokens,
+        ulysses=ulysses,
+        ring=ring,
+    )
