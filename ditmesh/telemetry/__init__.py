@@ -13,10 +13,10 @@ One trace runs from the client through the coordinator to every node. `render_tr
 """
 
 from ditmesh.telemetry.config import EXPORTERS, TelemetryConfig
+from ditmesh.telemetry.lifecycle import SHUTDOWN_S, Telemetry, setup, shutdown
 from ditmesh.telemetry.metrics import Metrics
 from ditmesh.telemetry.propagation import TraceContext, extract, inject
 from ditmesh.telemetry.rendering import latest_trace_id, render_trace
-from ditmesh.telemetry.sdk import SHUTDOWN_S, Telemetry, setup, shutdown
 from ditmesh.telemetry.spans import (
     Span,
     add_event,

@@ -1,6 +1,6 @@
 """Exporters of spans: a file of JSON lines, the console, and a guard for any that may fail.
 
-Imports the OpenTelemetry SDK: only `ditmesh.telemetry.sdk` may import this module.
+Only `ditmesh.telemetry.sdk` may import this module: it imports the OpenTelemetry SDK.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,36 +82,42 @@ def console_line(span: ReadableSpan) -> str:
 
 
 class Outages:
-    """Says once that exporting fails and once that it works again, instead of every time."""
+    """Says once that a destination cannot be reached, and once that it can again."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, destination: str) -> None:
+        self._destination = destination
+        self._lock = threading.Lock()
         self.failing = False
 
     def note(self, ok: bool, why: str = "") -> None:
-        """Takes the outcome of one export."""
-        if not ok and not self.failing:
-            _log.warning("cannot export %s; jobs go on without%s", self._what, why and f": {why}")
-        elif ok and self.failing:
-            _log.warning("exporting %s works again", self._what)
-        self.failing = not ok
+        """Takes the outcome of one export, from any thread."""
+        with self._lock:
+            changed, self.failing = self.failing is ok, not ok
+        if changed and ok:
+            _log.warning("telemetry reaches %s again", self._destination)
+        elif changed:
+            _log.warning(
+                "telemetry cannot reach %s; jobs go on without%s",
+                self._destination,
+                f" ({why})" if why else "",
+            )
 
 
 class GuardedSpanExporter(SpanExporter):
-    """Another exporter, its failures reported by `Outages` and never raised."""
+    """Another exporter whose failures are noted and never raised."""
 
-    def __init__(self, inner: SpanExporter, what: str) -> None:
+    def __init__(self, inner: SpanExporter, outages: Outages) -> None:
         self._inner = inner
-        self.outages = Outages(what)
+        self._outages = outages
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Exports what the other exporter can."""
         try:
             result = self._inner.export(spans)
-        except (OSError, ValueError) as error:
-            self.outages.note(False, str(error))
+        except OSError as error:
+            self._outages.note(False, str(error))
             return SpanExportResult.FAILURE
-        self.outages.note(result is SpanExportResult.SUCCESS)
+        self._outages.note(result is SpanExportResult.SUCCESS)
         return result
 
     def shutdown(self) -> None:
@@ -119,19 +126,19 @@ class GuardedSpanExporter(SpanExporter):
 
 
 class GuardedMetricExporter(MetricExporter):
-    """As `GuardedSpanExporter`, for metrics."""
+    """Another exporter whose failures are noted."""
 
-    def __init__(self, inner: MetricExporter, what: str) -> None:
+    def __init__(self, inner: MetricExporter, outages: Outages) -> None:
         super().__init__(inner._preferred_temporality, inner._preferred_aggregation)
         self._inner = inner
-        self.outages = Outages(what)
+        self._outages = outages
 
     def export(
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
     ) -> MetricExportResult:
         """Exports what the other exporter can."""
         result = self._inner.export(metrics_data, timeout_millis, **kwargs)
-        self.outages.note(result is MetricExportResult.SUCCESS)
+        self._outages.note(result is MetricExportResult.SUCCESS)
         return result
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:

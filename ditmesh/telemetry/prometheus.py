@@ -1,8 +1,8 @@
 """Metrics as Prometheus text, served over HTTP.
 
 The format is https://prometheus.io/docs/instrumenting/exposition_formats/, the names follow
-https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/. Imports the
-OpenTelemetry SDK: only `ditmesh.telemetry.sdk` may import this module.
+https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/.
+Only `ditmesh.telemetry.sdk` may import this module: it imports the OpenTelemetry SDK.
 """
 
 from __future__ import annotations

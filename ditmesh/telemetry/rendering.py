@@ -57,7 +57,7 @@ def render_trace(spans_file: Path, trace_id: str) -> str:
     """The spans of one trace as an indented tree, with times in ms from its first moment.
 
     Runs of like spans or events become one line. Raises LookupError when the file holds no span
-    of that trace, OSError when it cannot be read.
+    of that trace, OSError when it cannot be read, ValueError when it is no file of spans.
     """
     spans = [_Span(fields) for fields in _read(spans_file) if fields["trace_id"] == trace_id]
     if not spans:
@@ -72,7 +72,7 @@ def render_trace(spans_file: Path, trace_id: str) -> str:
 
 
 def latest_trace_id(spans_file: Path) -> str | None:
-    """The trace that began last in a file; None when it holds no span."""
+    """The trace of the span that began last in a file; None when it holds none."""
     latest = max(_read(spans_file), key=lambda fields: int(fields["start_unix_ns"]), default=None)
     return str(latest["trace_id"]) if latest else None
 
