@@ -1,7 +1,6 @@
 """The shipped folder: loads as it is, is small, and draws what it is asked for."""
 
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,8 @@ from training.portraits.attributes import draw
 from training.portraits.captions import caption
 from training.portraits.checker import Checker, load_checker
 from training.portraits.evaluate import names_colors
-from training.portraits.sheet import DEFAULT_MODEL, contact_sheet, generate
+from training.portraits.paths import DEFAULT_MODEL
+from training.portraits.sheet import contact_sheet, generate
 
 ASKED = {
     "a girl with long red hair and glasses, green shirt, blue background": {
@@ -104,7 +104,7 @@ def test_the_default_text_length_works_too(pipeline: FluxPipeline, checker: Chec
 
 def test_the_folder_is_small_and_holds_safetensors_only() -> None:
     """At most 40 MB in all, and nothing that has to be unpickled."""
-    files = [path for path in Path(DEFAULT_MODEL).rglob("*") if path.is_file()]
+    files = [path for path in DEFAULT_MODEL.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 40e6
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".txt"}
 

@@ -23,9 +23,8 @@ from torch import nn
 from training.portraits import attributes as names
 from training.portraits.attributes import CELL, GRID, Attributes
 from training.portraits.dataset import Portraits, load
-from training.portraits.generate import DEFAULT_DATA
+from training.portraits.paths import CHECKER_WEIGHTS, DEFAULT_DATA
 
-WEIGHTS = Path(__file__).parent / "checker.safetensors"
 CONFIDENCE = 0.5
 
 HEADS: dict[str, tuple[str, ...]] = {
@@ -109,7 +108,7 @@ class Checker(nn.Module):
         return self.read_cells(cells_of(picture)[None])[0]
 
 
-def load_checker(path: Path = WEIGHTS) -> Checker:
+def load_checker(path: Path = CHECKER_WEIGHTS) -> Checker:
     """The trained reader."""
     checker = Checker()
     checker.load_state_dict(load_file(path))
@@ -212,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the reader of attributes on the data.")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="rendered data")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="weights to write")
+    parser.add_argument("--out", type=Path, default=CHECKER_WEIGHTS, help="weights to write")
     parser.add_argument("--steps", type=int, default=CheckerTraining.steps)
     args = parser.parse_args(argv)
     checker = train(load(args.data / "train.npz"), CheckerTraining(steps=args.steps))

@@ -24,8 +24,8 @@ from training.portraits.attributes import Attributes
 from training.portraits.captions import caption
 from training.portraits.checker import Checker, load_checker, truth
 from training.portraits.dataset import Portraits, load
-from training.portraits.generate import DEFAULT_DATA
-from training.portraits.sheet import DEFAULT_MODEL, STEPS, contact_sheet, generate
+from training.portraits.paths import DEFAULT_DATA, DEFAULT_MODEL
+from training.portraits.sheet import STEPS, contact_sheet, generate
 from training.portraits.tokenization import T5_LENGTH
 
 GOALS = {"hair_color": 0.95, "glasses": 0.95, "clothes_color": 0.95, "background": 0.97}

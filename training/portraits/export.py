@@ -12,8 +12,7 @@ import torch
 from training.portraits.autoencoder import build_autoencoder
 from training.portraits.models import ModelConfig, Trainable, build_pipeline
 from training.portraits.parts import load_parts
-from training.portraits.sheet import DEFAULT_MODEL
-from training.portraits.train import DEFAULT_RUN
+from training.portraits.paths import DEFAULT_MODEL, DEFAULT_RUN
 
 SIZE_LIMIT = 40 * 2**20
 

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from training.portraits.attributes import GRID, Attributes, draw_split
+from training.portraits.paths import DEFAULT_DATA
 
 HERE = Path(__file__).parent
-DEFAULT_DATA = HERE / "data"
 TRAIN_COUNT = 40_000
 HELD_OUT_COUNT = 1_000
 

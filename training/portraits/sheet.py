@@ -10,10 +10,9 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
+from training.portraits.paths import DEFAULT_MODEL, DEFAULT_SHEET
 from training.portraits.tokenization import T5_LENGTH
 
-ROOT = Path(__file__).parents[2]
-DEFAULT_MODEL = ROOT / "models" / "pixel-portraits"
 SIZE = 128
 STEPS = 20
 
@@ -98,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Draw a sheet of 32 prompts with the model.")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="diffusers folder")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "portraits.png")
+    parser.add_argument("--out", type=Path, default=DEFAULT_SHEET)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--length", type=int, default=T5_LENGTH, help="text tokens of a prompt")

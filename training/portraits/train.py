@@ -1,6 +1,7 @@
 """Trains the model from nothing: ``python -m training.portraits.train``.
 
-Renders the data if there is none, trains (or resumes) and draws a sample sheet now and then.
+Renders the data if there is none, trains or resumes, drawing a sample sheet now and then, exports
+the diffusers folder and measures how it follows prompts.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from training.portraits import generate
+from training.portraits import evaluate, generate
 from training.portraits.autoencoder import build_autoencoder
 from training.portraits.dataset import Batches, load
+from training.portraits.export import export
 from training.portraits.models import ModelConfig, Trainable, build_pipeline
 from training.portraits.parts import Parts, prepare
+from training.portraits.paths import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_RUN
 from training.portraits.sheet import PROMPTS, contact_sheet
 from training.portraits.sheet import generate as draw
 from training.portraits.trainer import TrainConfig, Trainer
-
-DEFAULT_RUN = Path(__file__).parent / "runs" / "default"
 
 
 def build_trainer(
@@ -54,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     defaults = TrainConfig()
     parser = argparse.ArgumentParser(description="Train the pixel-portrait model from nothing.")
-    parser.add_argument("--data", type=Path, default=generate.DEFAULT_DATA, help="rendered data")
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="rendered data")
     parser.add_argument("--run", type=Path, default=DEFAULT_RUN, help="checkpoints and sheets")
+    parser.add_argument("--out", type=Path, default=DEFAULT_MODEL, help="diffusers folder")
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--batch", type=int, default=defaults.batch)
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
@@ -76,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             trainer, parts, args.run / f"sheet-{step:06d}.png", model_config.shift
         )
     )
+    export(args.run, args.out, model_config)
+    evaluate.main(["--model", str(args.out), "--data", str(args.data)])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from training.portraits.models import Trainable
 class TrainConfig:
     """How long and how fast to learn."""
 
-    steps: int = 12_000
+    steps: int = 5_500
     batch: int = 32
     learning_rate: float = 1e-3
     warmup: int = 200
