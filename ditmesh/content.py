@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
@@ -14,7 +15,7 @@ class ContentStore:
     """Least-recently-used tensors by (scope, hash), at most `max_bytes` of them.
 
     A scope is the client's identity: nobody learns from a hash what another client sent.
-    Pinned tensors stay until they are unpinned, whatever the limit says. Not thread-safe.
+    Pinned tensors stay until they are unpinned, whatever the limit says. Thread-safe.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -22,6 +23,7 @@ class ContentStore:
         self._tensors: OrderedDict[_Key, WireTensor] = OrderedDict()
         self._pins: Counter[_Key] = Counter()
         self._bytes = 0
+        self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
@@ -30,32 +32,36 @@ class ContentStore:
 
     def get(self, scope: str, sha256: bytes) -> WireTensor | None:
         """The tensor, now the most recently used, or None."""
-        tensor = self._tensors.get((scope, sha256))
-        if tensor is not None:
-            self._tensors.move_to_end((scope, sha256))
-        return tensor
+        with self._lock:
+            tensor = self._tensors.get((scope, sha256))
+            if tensor is not None:
+                self._tensors.move_to_end((scope, sha256))
+            return tensor
 
     def put(self, scope: str, tensor: WireTensor) -> None:
         """Keep a tensor whose hash has been verified."""
         key = (scope, tensor.spec.sha256)
-        if key not in self._tensors:
-            self._tensors[key] = tensor
-            self._bytes += tensor.spec.nbytes
-        self._tensors.move_to_end(key)
-        self._evict()
+        with self._lock:
+            if key not in self._tensors:
+                self._tensors[key] = tensor
+                self._bytes += tensor.spec.nbytes
+            self._tensors.move_to_end(key)
+            self._evict()
 
     def pin(self, scope: str, hashes: Iterable[bytes]) -> None:
         """Keep these until `unpin`; those that are not held are ignored."""
-        self._pins.update((scope, h) for h in hashes if (scope, h) in self._tensors)
+        with self._lock:
+            self._pins.update((scope, h) for h in hashes if (scope, h) in self._tensors)
 
     def unpin(self, scope: str, hashes: Iterable[bytes]) -> None:
         """Undo one `pin` of each."""
-        for sha256 in hashes:
-            key = (scope, sha256)
-            self._pins[key] -= 1
-            if self._pins[key] <= 0:
-                del self._pins[key]
-        self._evict()
+        with self._lock:
+            for sha256 in hashes:
+                key = (scope, sha256)
+                self._pins[key] -= 1
+                if self._pins[key] <= 0:
+                    del self._pins[key]
+            self._evict()
 
     def _evict(self) -> None:
         for key in list(self._tensors):

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64itmesh/v1/cluster.proto\x12\nditmesh.v1\"\x13\n\x11GetClusterRequest\"\xd6\x01\n\x12GetClusterResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1f\n\x05nodes\x18\x02 \x03(\x0b\x32\x10.ditmesh.v1.Node\x12 \n\x05group\x18\x03 \x01(\x0b\x32\x11.ditmesh.v1.Group\x12 \n\x05queue\x18\x04 \x01(\x0b\x32\x11.ditmesh.v1.Queue\x12!\n\x06models\x18\x05 \x03(\x0b\x32\x11.ditmesh.v1.Model\x12\'\n\x05local\x18\x06 \x01(\x0b\x32\x18.ditmesh.v1.LocalSampler\"\xd5\x01\n\x04Node\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.ditmesh.v1.NodeState\x12\x11\n\x04rank\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x05 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x06 \x01(\x04\x12\x15\n\rloaded_models\x18\x07 \x03(\t\x12\x0b\n\x03pid\x18\x08 \x01(\r\x12\x0f\n\x07problem\x18\t \x01(\tB\x07\n\x05_rank\"a\n\x05Group\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.ditmesh.v1.GroupState\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\x0e\n\x06meshes\x18\x04 \x03(\t\"W\n\x05Queue\x12\x0f\n\x07waiting\x18\x01 \x01(\r\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x17\n\x0f\x62ytes_in_flight\x18\x03 \x01(\x04\x12\x13\n\x0b\x62ytes_limit\x18\x04 \x01(\x04\"\xde\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x17\n\x0flatent_channels\x18\x03 \x01(\r\x12\x12\n\nparameters\x18\x04 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x10\n\x08on_group\x18\x06 \x01(\x08\x12\x10\n\x08on_local\x18\x07 \x01(\x08\x12\x14\n\x0chas_pipeline\x18\x08 \x01(\x08\x12\x15\n\rsize_multiple\x18\t \x01(\r\x12\x10\n\x08text_dim\x18\n \x01(\r\x12\x12\n\npooled_dim\x18\x0b \x01(\r\"B\n\x0cLocalSampler\x12\x11\n\tavailable\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t*h\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fNODE_STATE_DOWN\x10\x01\x12\x13\n\x0fNODE_STATE_IDLE\x10\x02\x12\x15\n\x11NODE_STATE_JOINED\x10\x03*o\n\nGroupState\x12\x1b\n\x17GROUP_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10GROUP_STATE_NONE\x10\x01\x12\x17\n\x13GROUP_STATE_FORMING\x10\x02\x12\x15\n\x11GROUP_STATE_READY\x10\x03\x32]\n\x0e\x43lusterService\x12K\n\nGetCluster\x12\x1d.ditmesh.v1.GetClusterRequest\x1a\x1e.ditmesh.v1.GetClusterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64itmesh/v1/cluster.proto\x12\nditmesh.v1\"\x13\n\x11GetClusterRequest\"\xd6\x01\n\x12GetClusterResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1f\n\x05nodes\x18\x02 \x03(\x0b\x32\x10.ditmesh.v1.Node\x12 \n\x05group\x18\x03 \x01(\x0b\x32\x11.ditmesh.v1.Group\x12 \n\x05queue\x18\x04 \x01(\x0b\x32\x11.ditmesh.v1.Queue\x12!\n\x06models\x18\x05 \x03(\x0b\x32\x11.ditmesh.v1.Model\x12\'\n\x05local\x18\x06 \x01(\x0b\x32\x18.ditmesh.v1.LocalSampler\"\xd5\x01\n\x04Node\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.ditmesh.v1.NodeState\x12\x11\n\x04rank\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x05 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x06 \x01(\x04\x12\x15\n\rloaded_models\x18\x07 \x03(\t\x12\x0b\n\x03pid\x18\x08 \x01(\r\x12\x0f\n\x07problem\x18\t \x01(\tB\x07\n\x05_rank\"r\n\x05Group\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.ditmesh.v1.GroupState\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\x0e\n\x06meshes\x18\x04 \x03(\t\x12\x0f\n\x07problem\x18\x05 \x01(\t\"W\n\x05Queue\x12\x0f\n\x07waiting\x18\x01 \x01(\r\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x17\n\x0f\x62ytes_in_flight\x18\x03 \x01(\x04\x12\x13\n\x0b\x62ytes_limit\x18\x04 \x01(\x04\"\xf1\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x17\n\x0flatent_channels\x18\x03 \x01(\r\x12\x12\n\nparameters\x18\x04 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x10\n\x08on_group\x18\x06 \x01(\x08\x12\x10\n\x08on_local\x18\x07 \x01(\x08\x12\x14\n\x0chas_pipeline\x18\x08 \x01(\x08\x12\x15\n\rsize_multiple\x18\t \x01(\r\x12\x10\n\x08text_dim\x18\n \x01(\r\x12\x12\n\npooled_dim\x18\x0b \x01(\r\x12\x11\n\tnum_heads\x18\x0c \x01(\r\"B\n\x0cLocalSampler\x12\x11\n\tavailable\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t*h\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fNODE_STATE_DOWN\x10\x01\x12\x13\n\x0fNODE_STATE_IDLE\x10\x02\x12\x15\n\x11NODE_STATE_JOINED\x10\x03*o\n\nGroupState\x12\x1b\n\x17GROUP_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10GROUP_STATE_NONE\x10\x01\x12\x17\n\x13GROUP_STATE_FORMING\x10\x02\x12\x15\n\x11GROUP_STATE_READY\x10\x03\x32]\n\x0e\x43lusterService\x12K\n\nGetCluster\x12\x1d.ditmesh.v1.GetClusterRequest\x1a\x1e.ditmesh.v1.GetClusterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ditmesh.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODESTATE']._serialized_start=975
-  _globals['_NODESTATE']._serialized_end=1079
-  _globals['_GROUPSTATE']._serialized_start=1081
-  _globals['_GROUPSTATE']._serialized_end=1192
+  _globals['_NODESTATE']._serialized_start=1011
+  _globals['_NODESTATE']._serialized_end=1115
+  _globals['_GROUPSTATE']._serialized_start=1117
+  _globals['_GROUPSTATE']._serialized_end=1228
   _globals['_GETCLUSTERREQUEST']._serialized_start=40
   _globals['_GETCLUSTERREQUEST']._serialized_end=59
   _globals['_GETCLUSTERRESPONSE']._serialized_start=62
@@ -42,13 +42,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODE']._serialized_start=279
   _globals['_NODE']._serialized_end=492
   _globals['_GROUP']._serialized_start=494
-  _globals['_GROUP']._serialized_end=591
-  _globals['_QUEUE']._serialized_start=593
-  _globals['_QUEUE']._serialized_end=680
-  _globals['_MODEL']._serialized_start=683
-  _globals['_MODEL']._serialized_end=905
-  _globals['_LOCALSAMPLER']._serialized_start=907
-  _globals['_LOCALSAMPLER']._serialized_end=973
-  _globals['_CLUSTERSERVICE']._serialized_start=1194
-  _globals['_CLUSTERSERVICE']._serialized_end=1287
+  _globals['_GROUP']._serialized_end=608
+  _globals['_QUEUE']._serialized_start=610
+  _globals['_QUEUE']._serialized_end=697
+  _globals['_MODEL']._serialized_start=700
+  _globals['_MODEL']._serialized_end=941
+  _globals['_LOCALSAMPLER']._serialized_start=943
+  _globals['_LOCALSAMPLER']._serialized_end=1009
+  _globals['_CLUSTERSERVICE']._serialized_start=1230
+  _globals['_CLUSTERSERVICE']._serialized_end=1323
 # @@protoc_insertion_point(module_scope)

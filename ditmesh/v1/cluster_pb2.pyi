@@ -72,16 +72,18 @@ class Node(_message.Message):
     def __init__(self, address: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., rank: _Optional[int] = ..., device: _Optional[str] = ..., memory_total_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., loaded_models: _Optional[_Iterable[str]] = ..., pid: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("state", "epoch", "world_size", "meshes")
+    __slots__ = ("state", "epoch", "world_size", "meshes", "problem")
     STATE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     MESHES_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     state: GroupState
     epoch: int
     world_size: int
     meshes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, state: _Optional[_Union[GroupState, str]] = ..., epoch: _Optional[int] = ..., world_size: _Optional[int] = ..., meshes: _Optional[_Iterable[str]] = ...) -> None: ...
+    problem: str
+    def __init__(self, state: _Optional[_Union[GroupState, str]] = ..., epoch: _Optional[int] = ..., world_size: _Optional[int] = ..., meshes: _Optional[_Iterable[str]] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class Queue(_message.Message):
     __slots__ = ("waiting", "running", "bytes_in_flight", "bytes_limit")
@@ -96,7 +98,7 @@ class Queue(_message.Message):
     def __init__(self, waiting: _Optional[int] = ..., running: _Optional[int] = ..., bytes_in_flight: _Optional[int] = ..., bytes_limit: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "family", "latent_channels", "parameters", "fingerprint", "on_group", "on_local", "has_pipeline", "size_multiple", "text_dim", "pooled_dim")
+    __slots__ = ("name", "family", "latent_channels", "parameters", "fingerprint", "on_group", "on_local", "has_pipeline", "size_multiple", "text_dim", "pooled_dim", "num_heads")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LATENT_CHANNELS_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +110,7 @@ class Model(_message.Message):
     SIZE_MULTIPLE_FIELD_NUMBER: _ClassVar[int]
     TEXT_DIM_FIELD_NUMBER: _ClassVar[int]
     POOLED_DIM_FIELD_NUMBER: _ClassVar[int]
+    NUM_HEADS_FIELD_NUMBER: _ClassVar[int]
     name: str
     family: str
     latent_channels: int
@@ -119,7 +122,8 @@ class Model(_message.Message):
     size_multiple: int
     text_dim: int
     pooled_dim: int
-    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., latent_channels: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ..., on_group: bool = ..., on_local: bool = ..., has_pipeline: bool = ..., size_multiple: _Optional[int] = ..., text_dim: _Optional[int] = ..., pooled_dim: _Optional[int] = ...) -> None: ...
+    num_heads: int
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., latent_channels: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ..., on_group: bool = ..., on_local: bool = ..., has_pipeline: bool = ..., size_multiple: _Optional[int] = ..., text_dim: _Optional[int] = ..., pooled_dim: _Optional[int] = ..., num_heads: _Optional[int] = ...) -> None: ...
 
 class LocalSampler(_message.Message):
     __slots__ = ("available", "device", "problem")

@@ -22,62 +22,63 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from ditmesh.v1 import cluster_pb2 as ditmesh_dot_v1_dot_cluster__pb2
 from ditmesh.v1 import job_pb2 as ditmesh_dot_v1_dot_job__pb2
 from ditmesh.v1 import sampler_pb2 as ditmesh_dot_v1_dot_sampler__pb2
 from ditmesh.v1 import tensor_pb2 as ditmesh_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64itmesh/v1/node.proto\x12\nditmesh.v1\x1a\x14\x64itmesh/v1/job.proto\x1a\x18\x64itmesh/v1/sampler.proto\x1a\x17\x64itmesh/v1/tensor.proto\"\x0e\n\x0cWatchRequest\"\xc0\x01\n\rWatchResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x04 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x05 \x01(\x04\x12%\n\x06models\x18\x06 \x03(\x0b\x32\x15.ditmesh.v1.NodeModel\x12\r\n\x05\x65poch\x18\x07 \x01(\x04\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\"<\n\tNodeModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tinfo_json\x18\x02 \x01(\t\x12\x0e\n\x06loaded\x18\x03 \x01(\x08\"\x96\x01\n\x10JoinGroupRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\x12\n\nrendezvous\x18\x04 \x01(\t\x12$\n\x06meshes\x18\x05 \x03(\x0b\x32\x14.ditmesh.v1.MeshSpec\x12\x17\n\x0ftimeout_seconds\x18\x06 \x01(\x01\"E\n\x08MeshSpec\x12\r\n\x05ranks\x18\x01 \x03(\r\x12\x0f\n\x07ulysses\x18\x02 \x01(\r\x12\x0c\n\x04ring\x18\x03 \x01(\r\x12\x0b\n\x03\x63\x66g\x18\x04 \x01(\r\"\x13\n\x11JoinGroupResponse\"\"\n\x11LeaveGroupRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\x14\n\x12LeaveGroupResponse\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"$\n\x11LoadModelResponse\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\"\xb0\x01\n\nRunRequest\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x12.ditmesh.v1.RunJobH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12%\n\x05start\x18\x03 \x01(\x0b\x32\x14.ditmesh.v1.StartRunH\x00\x12#\n\x04stop\x18\x04 \x01(\x0b\x32\x13.ditmesh.v1.StopRunH\x00\x42\t\n\x07message\"{\n\x06RunJob\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04mesh\x18\x02 \x01(\r\x12 \n\x03job\x18\x03 \x01(\x0b\x32\x13.ditmesh.v1.JobSpec\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x13\n\x11_deadline_seconds\"\n\n\x08StartRun\"1\n\x07StopRun\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.ditmesh.v1.StopReason\"\x91\x02\n\x0bRunResponse\x12+\n\x06needed\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.TensorsNeededH\x00\x12%\n\x05ready\x18\x02 \x01(\x0b\x32\x14.ditmesh.v1.RunReadyH\x00\x12(\n\x05state\x18\x03 \x01(\x0b\x32\x17.ditmesh.v1.StateUpdateH\x00\x12(\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12*\n\x06result\x18\x05 \x01(\x0b\x32\x18.ditmesh.v1.SampleResultH\x00\x12#\n\x04\x64one\x18\x06 \x01(\x0b\x32\x13.ditmesh.v1.RunDoneH\x00\x42\t\n\x07message\"\n\n\x08RunReady\"\x95\x01\n\x0bStateUpdate\x12\'\n\x07tensors\x18\x01 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12#\n\x05state\x18\x02 \x01(\x0b\x32\x14.ditmesh.v1.JobState\x12\r\n\x05sigma\x18\x03 \x01(\x02\x12)\n\x07preview\x18\x04 \x01(\x0b\x32\x18.ditmesh.v1.InlineTensor\"C\n\x07RunDone\x12\'\n\x07stopped\x18\x01 \x01(\x0e\x32\x16.ditmesh.v1.StopReason\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\xc6\x01\n\x12PredictStepRequest\x12+\n\x04open\x18\x01 \x01(\x0b\x32\x1b.ditmesh.v1.PredictStepOpenH\x00\x12\'\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.PredictCallH\x00\x12(\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12%\n\x05start\x18\x04 \x01(\x0b\x32\x14.ditmesh.v1.StartRunH\x00\x42\t\n\x07message\"=\n\x0fPredictStepOpen\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04mesh\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\"\xf3\x01\n\x13PredictStepResponse\x12+\n\x06needed\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.TensorsNeededH\x00\x12%\n\x05ready\x18\x02 \x01(\x0b\x32\x14.ditmesh.v1.RunReadyH\x00\x12+\n\x06result\x18\x03 \x01(\x0b\x32\x19.ditmesh.v1.PredictResultH\x00\x12(\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12&\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x15.ditmesh.v1.CallErrorH\x00\x42\t\n\x07message*y\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15STOP_REASON_CANCELLED\x10\x01\x12\x18\n\x14STOP_REASON_DEADLINE\x10\x02\x12\x19\n\x15STOP_REASON_PREEMPTED\x10\x03\x32\xbe\x03\n\x0bNodeService\x12>\n\x05Watch\x12\x18.ditmesh.v1.WatchRequest\x1a\x19.ditmesh.v1.WatchResponse0\x01\x12H\n\tJoinGroup\x12\x1c.ditmesh.v1.JoinGroupRequest\x1a\x1d.ditmesh.v1.JoinGroupResponse\x12K\n\nLeaveGroup\x12\x1d.ditmesh.v1.LeaveGroupRequest\x1a\x1e.ditmesh.v1.LeaveGroupResponse\x12H\n\tLoadModel\x12\x1c.ditmesh.v1.LoadModelRequest\x1a\x1d.ditmesh.v1.LoadModelResponse\x12:\n\x03Run\x12\x16.ditmesh.v1.RunRequest\x1a\x17.ditmesh.v1.RunResponse(\x01\x30\x01\x12R\n\x0bPredictStep\x12\x1e.ditmesh.v1.PredictStepRequest\x1a\x1f.ditmesh.v1.PredictStepResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64itmesh/v1/node.proto\x12\nditmesh.v1\x1a\x18\x64itmesh/v1/cluster.proto\x1a\x14\x64itmesh/v1/job.proto\x1a\x18\x64itmesh/v1/sampler.proto\x1a\x17\x64itmesh/v1/tensor.proto\"\x0e\n\x0cWatchRequest\"\xc0\x01\n\rWatchResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x04 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x05 \x01(\x04\x12%\n\x06models\x18\x06 \x03(\x0b\x32\x15.ditmesh.v1.NodeModel\x12\r\n\x05\x65poch\x18\x07 \x01(\x04\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\"=\n\tNodeModel\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.ditmesh.v1.Model\x12\x0e\n\x06loaded\x18\x02 \x01(\x08\"\x96\x01\n\x10JoinGroupRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\x12\n\nrendezvous\x18\x04 \x01(\t\x12$\n\x06meshes\x18\x05 \x03(\x0b\x32\x14.ditmesh.v1.MeshSpec\x12\x17\n\x0ftimeout_seconds\x18\x06 \x01(\x01\"E\n\x08MeshSpec\x12\r\n\x05ranks\x18\x01 \x03(\r\x12\x0f\n\x07ulysses\x18\x02 \x01(\r\x12\x0c\n\x04ring\x18\x03 \x01(\r\x12\x0b\n\x03\x63\x66g\x18\x04 \x01(\r\"\x13\n\x11JoinGroupResponse\"\"\n\x11LeaveGroupRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\x14\n\x12LeaveGroupResponse\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"$\n\x11LoadModelResponse\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\"\xb0\x01\n\nRunRequest\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x12.ditmesh.v1.RunJobH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12%\n\x05start\x18\x03 \x01(\x0b\x32\x14.ditmesh.v1.StartRunH\x00\x12#\n\x04stop\x18\x04 \x01(\x0b\x32\x13.ditmesh.v1.StopRunH\x00\x42\t\n\x07message\"{\n\x06RunJob\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04mesh\x18\x02 \x01(\r\x12 \n\x03job\x18\x03 \x01(\x0b\x32\x13.ditmesh.v1.JobSpec\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x13\n\x11_deadline_seconds\"\n\n\x08StartRun\"1\n\x07StopRun\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.ditmesh.v1.StopReason\"\x91\x02\n\x0bRunResponse\x12+\n\x06needed\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.TensorsNeededH\x00\x12%\n\x05ready\x18\x02 \x01(\x0b\x32\x14.ditmesh.v1.RunReadyH\x00\x12(\n\x05state\x18\x03 \x01(\x0b\x32\x17.ditmesh.v1.StateUpdateH\x00\x12(\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12*\n\x06result\x18\x05 \x01(\x0b\x32\x18.ditmesh.v1.SampleResultH\x00\x12#\n\x04\x64one\x18\x06 \x01(\x0b\x32\x13.ditmesh.v1.RunDoneH\x00\x42\t\n\x07message\"\n\n\x08RunReady\"\x95\x01\n\x0bStateUpdate\x12\'\n\x07tensors\x18\x01 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12#\n\x05state\x18\x02 \x01(\x0b\x32\x14.ditmesh.v1.JobState\x12\r\n\x05sigma\x18\x03 \x01(\x02\x12)\n\x07preview\x18\x04 \x01(\x0b\x32\x18.ditmesh.v1.InlineTensor\"C\n\x07RunDone\x12\'\n\x07stopped\x18\x01 \x01(\x0e\x32\x16.ditmesh.v1.StopReason\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\xc6\x01\n\x12PredictStepRequest\x12+\n\x04open\x18\x01 \x01(\x0b\x32\x1b.ditmesh.v1.PredictStepOpenH\x00\x12\'\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.PredictCallH\x00\x12(\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12%\n\x05start\x18\x04 \x01(\x0b\x32\x14.ditmesh.v1.StartRunH\x00\x42\t\n\x07message\"=\n\x0fPredictStepOpen\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04mesh\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\"\xf3\x01\n\x13PredictStepResponse\x12+\n\x06needed\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.TensorsNeededH\x00\x12%\n\x05ready\x18\x02 \x01(\x0b\x32\x14.ditmesh.v1.RunReadyH\x00\x12+\n\x06result\x18\x03 \x01(\x0b\x32\x19.ditmesh.v1.PredictResultH\x00\x12(\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12&\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x15.ditmesh.v1.CallErrorH\x00\x42\t\n\x07message*y\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15STOP_REASON_CANCELLED\x10\x01\x12\x18\n\x14STOP_REASON_DEADLINE\x10\x02\x12\x19\n\x15STOP_REASON_PREEMPTED\x10\x03\x32\xbe\x03\n\x0bNodeService\x12>\n\x05Watch\x12\x18.ditmesh.v1.WatchRequest\x1a\x19.ditmesh.v1.WatchResponse0\x01\x12H\n\tJoinGroup\x12\x1c.ditmesh.v1.JoinGroupRequest\x1a\x1d.ditmesh.v1.JoinGroupResponse\x12K\n\nLeaveGroup\x12\x1d.ditmesh.v1.LeaveGroupRequest\x1a\x1e.ditmesh.v1.LeaveGroupResponse\x12H\n\tLoadModel\x12\x1c.ditmesh.v1.LoadModelRequest\x1a\x1d.ditmesh.v1.LoadModelResponse\x12:\n\x03Run\x12\x16.ditmesh.v1.RunRequest\x1a\x17.ditmesh.v1.RunResponse(\x01\x30\x01\x12R\n\x0bPredictStep\x12\x1e.ditmesh.v1.PredictStepRequest\x1a\x1f.ditmesh.v1.PredictStepResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ditmesh.v1.node_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STOPREASON']._serialized_start=2145
-  _globals['_STOPREASON']._serialized_end=2266
-  _globals['_WATCHREQUEST']._serialized_start=110
-  _globals['_WATCHREQUEST']._serialized_end=124
-  _globals['_WATCHRESPONSE']._serialized_start=127
-  _globals['_WATCHRESPONSE']._serialized_end=319
-  _globals['_NODEMODEL']._serialized_start=321
-  _globals['_NODEMODEL']._serialized_end=381
-  _globals['_JOINGROUPREQUEST']._serialized_start=384
-  _globals['_JOINGROUPREQUEST']._serialized_end=534
-  _globals['_MESHSPEC']._serialized_start=536
-  _globals['_MESHSPEC']._serialized_end=605
-  _globals['_JOINGROUPRESPONSE']._serialized_start=607
-  _globals['_JOINGROUPRESPONSE']._serialized_end=626
-  _globals['_LEAVEGROUPREQUEST']._serialized_start=628
-  _globals['_LEAVEGROUPREQUEST']._serialized_end=662
-  _globals['_LEAVEGROUPRESPONSE']._serialized_start=664
-  _globals['_LEAVEGROUPRESPONSE']._serialized_end=684
-  _globals['_LOADMODELREQUEST']._serialized_start=686
-  _globals['_LOADMODELREQUEST']._serialized_end=719
-  _globals['_LOADMODELRESPONSE']._serialized_start=721
-  _globals['_LOADMODELRESPONSE']._serialized_end=757
-  _globals['_RUNREQUEST']._serialized_start=760
-  _globals['_RUNREQUEST']._serialized_end=936
-  _globals['_RUNJOB']._serialized_start=938
-  _globals['_RUNJOB']._serialized_end=1061
-  _globals['_STARTRUN']._serialized_start=1063
-  _globals['_STARTRUN']._serialized_end=1073
-  _globals['_STOPRUN']._serialized_start=1075
-  _globals['_STOPRUN']._serialized_end=1124
-  _globals['_RUNRESPONSE']._serialized_start=1127
-  _globals['_RUNRESPONSE']._serialized_end=1400
-  _globals['_RUNREADY']._serialized_start=1402
-  _globals['_RUNREADY']._serialized_end=1412
-  _globals['_STATEUPDATE']._serialized_start=1415
-  _globals['_STATEUPDATE']._serialized_end=1564
-  _globals['_RUNDONE']._serialized_start=1566
-  _globals['_RUNDONE']._serialized_end=1633
-  _globals['_PREDICTSTEPREQUEST']._serialized_start=1636
-  _globals['_PREDICTSTEPREQUEST']._serialized_end=1834
-  _globals['_PREDICTSTEPOPEN']._serialized_start=1836
-  _globals['_PREDICTSTEPOPEN']._serialized_end=1897
-  _globals['_PREDICTSTEPRESPONSE']._serialized_start=1900
-  _globals['_PREDICTSTEPRESPONSE']._serialized_end=2143
-  _globals['_NODESERVICE']._serialized_start=2269
-  _globals['_NODESERVICE']._serialized_end=2715
+  _globals['_STOPREASON']._serialized_start=2172
+  _globals['_STOPREASON']._serialized_end=2293
+  _globals['_WATCHREQUEST']._serialized_start=136
+  _globals['_WATCHREQUEST']._serialized_end=150
+  _globals['_WATCHRESPONSE']._serialized_start=153
+  _globals['_WATCHRESPONSE']._serialized_end=345
+  _globals['_NODEMODEL']._serialized_start=347
+  _globals['_NODEMODEL']._serialized_end=408
+  _globals['_JOINGROUPREQUEST']._serialized_start=411
+  _globals['_JOINGROUPREQUEST']._serialized_end=561
+  _globals['_MESHSPEC']._serialized_start=563
+  _globals['_MESHSPEC']._serialized_end=632
+  _globals['_JOINGROUPRESPONSE']._serialized_start=634
+  _globals['_JOINGROUPRESPONSE']._serialized_end=653
+  _globals['_LEAVEGROUPREQUEST']._serialized_start=655
+  _globals['_LEAVEGROUPREQUEST']._serialized_end=689
+  _globals['_LEAVEGROUPRESPONSE']._serialized_start=691
+  _globals['_LEAVEGROUPRESPONSE']._serialized_end=711
+  _globals['_LOADMODELREQUEST']._serialized_start=713
+  _globals['_LOADMODELREQUEST']._serialized_end=746
+  _globals['_LOADMODELRESPONSE']._serialized_start=748
+  _globals['_LOADMODELRESPONSE']._serialized_end=784
+  _globals['_RUNREQUEST']._serialized_start=787
+  _globals['_RUNREQUEST']._serialized_end=963
+  _globals['_RUNJOB']._serialized_start=965
+  _globals['_RUNJOB']._serialized_end=1088
+  _globals['_STARTRUN']._serialized_start=1090
+  _globals['_STARTRUN']._serialized_end=1100
+  _globals['_STOPRUN']._serialized_start=1102
+  _globals['_STOPRUN']._serialized_end=1151
+  _globals['_RUNRESPONSE']._serialized_start=1154
+  _globals['_RUNRESPONSE']._serialized_end=1427
+  _globals['_RUNREADY']._serialized_start=1429
+  _globals['_RUNREADY']._serialized_end=1439
+  _globals['_STATEUPDATE']._serialized_start=1442
+  _globals['_STATEUPDATE']._serialized_end=1591
+  _globals['_RUNDONE']._serialized_start=1593
+  _globals['_RUNDONE']._serialized_end=1660
+  _globals['_PREDICTSTEPREQUEST']._serialized_start=1663
+  _globals['_PREDICTSTEPREQUEST']._serialized_end=1861
+  _globals['_PREDICTSTEPOPEN']._serialized_start=1863
+  _globals['_PREDICTSTEPOPEN']._serialized_end=1924
+  _globals['_PREDICTSTEPRESPONSE']._serialized_start=1927
+  _globals['_PREDICTSTEPRESPONSE']._serialized_end=2170
+  _globals['_NODESERVICE']._serialized_start=2296
+  _globals['_NODESERVICE']._serialized_end=2742
 # @@protoc_insertion_point(module_scope)

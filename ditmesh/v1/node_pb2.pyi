@@ -1,3 +1,4 @@
+from ditmesh.v1 import cluster_pb2 as _cluster_pb2
 from ditmesh.v1 import job_pb2 as _job_pb2
 from ditmesh.v1 import sampler_pb2 as _sampler_pb2
 from ditmesh.v1 import tensor_pb2 as _tensor_pb2
@@ -46,14 +47,12 @@ class WatchResponse(_message.Message):
     def __init__(self, incarnation: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., memory_total_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[NodeModel, _Mapping]]] = ..., epoch: _Optional[int] = ..., draining: bool = ...) -> None: ...
 
 class NodeModel(_message.Message):
-    __slots__ = ("name", "info_json", "loaded")
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    INFO_JSON_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("model", "loaded")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     LOADED_FIELD_NUMBER: _ClassVar[int]
-    name: str
-    info_json: str
+    model: _cluster_pb2.Model
     loaded: bool
-    def __init__(self, name: _Optional[str] = ..., info_json: _Optional[str] = ..., loaded: bool = ...) -> None: ...
+    def __init__(self, model: _Optional[_Union[_cluster_pb2.Model, _Mapping]] = ..., loaded: bool = ...) -> None: ...
 
 class JoinGroupRequest(_message.Message):
     __slots__ = ("epoch", "rank", "world_size", "rendezvous", "meshes", "timeout_seconds")

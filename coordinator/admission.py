@@ -1,0 +1,184 @@
+"""What a job must be before anything is allocated for it.
+
+`admit` reads the header alone; `check_values` looks at the tensors once they are here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from coordinator import checks
+from coordinator.config import Limits
+from ditmesh.errors import DitmeshError, InvalidRequest, InvalidTensor, UnknownModel
+from ditmesh.exchange import read_specs
+from ditmesh.jobs import Job
+from ditmesh.models.registry import family
+from ditmesh.sampling import SAMPLERS, NoiseProcess, job_sigmas, make_plan
+from ditmesh.tensors import DataType, TensorSpec, WireTensor
+from ditmesh.v1 import cluster_pb2
+from ditmesh.v1 import job_pb2 as pb
+
+_JOB_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A job whose header is sound. `spec` has explicit sigmas; `latent_shape` is [B, C, H, W]."""
+
+    spec: pb.JobSpec
+    specs: tuple[TensorSpec, ...]
+    steps: int
+    first_step: int
+    latent_shape: tuple[int, int, int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all declared tensors."""
+        return sum(spec.nbytes for spec in self.specs)
+
+
+def find_model(models: dict[str, cluster_pb2.Model], name: str) -> cluster_pb2.Model:
+    """Raises UnknownModel, naming those there are."""
+    if name in models:
+        return models[name]
+    known = ", ".join(sorted(models)) or "none yet"
+    raise UnknownModel(f"unknown model {name!r}; this cluster serves: {known}", field="job.model")
+
+
+def admit(spec: pb.JobSpec, model: cluster_pb2.Model, limits: Limits) -> Admitted:
+    """Check a job's header against its model. Raises InvalidRequest and its kin."""
+    if not _JOB_ID.fullmatch(spec.job_id):
+        raise InvalidRequest(
+            "job_id must be 1 to 128 characters of A-Z a-z 0-9 . _ -", field="job.job_id"
+        )
+    specs = read_specs(spec.tensors, field="job.tensors", max_bytes=limits.request_bytes)
+    table = checks.Table(specs, "job.tensors")
+    if spec.sampler not in SAMPLERS:
+        raise InvalidRequest(
+            f"unknown sampler {spec.sampler!r}; use one of {', '.join(SAMPLERS)}",
+            field="job.sampler",
+        )
+    shape = checks.latent_shape(spec, table, model, limits)
+    checks.check_guidance(spec)
+    checks.check_branch(spec.positive, "job.positive", table, model, shape[0], limits)
+    if spec.HasField("negative"):
+        checks.check_branch(spec.negative, "job.negative", table, model, shape[0], limits)
+    checks.check_noise(spec, table, shape)
+    if spec.HasField("noise_mask"):
+        checks.check_mask(table.get(spec.noise_mask, "job.noise_mask"), shape)
+    if spec.HasField("preview") and spec.preview.every_steps < 1:
+        raise InvalidRequest(
+            "preview.every_steps is 0; use at least 1, or leave preview out",
+            field="job.preview.every_steps",
+        )
+    sigmas = _sigmas(spec, model)
+    resolved = pb.JobSpec()
+    resolved.CopyFrom(spec)
+    resolved.schedule.CopyFrom(pb.Schedule(explicit=pb.ExplicitSigmas(sigmas=sigmas)))
+    steps = max(len(sigmas) - 1, 0)
+    first = _check_state(spec, table, shape, steps)
+    if spec.HasField("stop_after_step"):
+        if not first <= spec.stop_after_step <= steps:
+            raise InvalidRequest(
+                f"stop_after_step is {spec.stop_after_step}; use {first} to {steps}",
+                field="job.stop_after_step",
+            )
+        steps = spec.stop_after_step
+    return Admitted(resolved, specs, steps, first, shape)
+
+
+def check_values(admitted: Admitted, tensors: tuple[WireTensor, ...]) -> Job:
+    """Check what only the bytes tell. Raises InvalidTensor for values that are not finite.
+
+    An all-zero latent of another channel count becomes the empty latent that it stands for.
+    """
+    for i, tensor in enumerate(tensors):
+        if not tensor.all_finite():
+            raise InvalidTensor(
+                f"job.tensors[{i}] has values that are NaN or infinite", field=f"job.tensors[{i}]"
+            )
+    spec = admitted.spec
+    if spec.WhichOneof("latent") == "latent_tensor":
+        given = tensors[spec.latent_tensor]
+        batch, channels, height, width = admitted.latent_shape
+        if given.spec.shape[1] != channels:
+            if np.any(given.numpy()):
+                raise InvalidTensor(
+                    f"the latent has {given.spec.shape[1]} channels, the model {channels}; only an "
+                    "all-zero latent is widened",
+                    field="job.latent_tensor",
+                )
+            spec.empty_latent.CopyFrom(pb.EmptyLatent(batch=batch, height=height, width=width))
+    if spec.HasField("noise_mask"):
+        mask = tensors[spec.noise_mask].numpy()
+        if mask.min() < 0 or mask.max() > 1:
+            raise InvalidTensor("the noise mask has values outside 0 to 1", field="job.noise_mask")
+    return Job(spec, tensors)
+
+
+def _sigmas(spec: pb.JobSpec, model: cluster_pb2.Model) -> list[float]:
+    """The job's noise levels; empty when there is nothing to sample."""
+    kind = spec.schedule.WhichOneof("kind")
+    if kind is None:
+        raise InvalidRequest("give schedule.named or schedule.explicit", field="job.schedule")
+    try:
+        process = family(model.family).process(spec.shift if spec.HasField("shift") else None)
+    except DitmeshError as error:
+        raise InvalidRequest(error.message, field="job.shift") from error
+    if kind == "explicit":
+        if len(spec.schedule.explicit.sigmas) < 2:
+            raise InvalidRequest(
+                "schedule.explicit needs at least two sigmas", field="job.schedule.explicit.sigmas"
+            )
+        values = torch.tensor(list(spec.schedule.explicit.sigmas), dtype=torch.float32)
+        field = "job.schedule.explicit"
+    else:
+        field = "job.schedule.named"
+        values = _named_sigmas(spec, process)
+    try:
+        make_plan(spec.sampler, values, process, seed=spec.seed)
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, field=f"{field}.{error.field}") from error
+    return [float(sigma) for sigma in values]
+
+
+def _named_sigmas(spec: pb.JobSpec, process: NoiseProcess) -> torch.Tensor:
+    named = spec.schedule.named
+    try:
+        return job_sigmas(
+            process,
+            sampler=spec.sampler,
+            scheduler=named.scheduler,
+            steps=named.steps,
+            denoise=named.denoise if named.HasField("denoise") else 1.0,
+            start_step=named.start_step if named.HasField("start_step") else None,
+            end_step=named.end_step if named.HasField("end_step") else None,
+            force_full_denoise=not named.keep_leftover_noise,
+        )
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, field=f"job.schedule.named.{error.field}") from error
+
+
+def _check_state(spec: pb.JobSpec, table: checks.Table, shape: tuple[int, ...], steps: int) -> int:
+    """The step that the job begins at."""
+    if not spec.HasField("state"):
+        return 0
+    state = spec.state
+    if state.step > steps:
+        raise InvalidRequest(
+            f"the state is after step {state.step}, the job has {steps}", field="job.state.step"
+        )
+    parts = {"latent": state.latent, **{f"history.{k}": v for k, v in state.history.items()}}
+    for name, index in parts.items():
+        field = f"job.state.{name}"
+        given = table.get(index, field)
+        if given.data_type is not DataType.F32 or given.shape != shape:
+            raise InvalidTensor(f"{field} is {given}; f32{list(shape)} is needed", field=field)
+    if state.sampler_revision != SAMPLERS[spec.sampler].revision:
+        # Written by another revision of the sampler: it cannot be continued exactly.
+        return 0
+    return state.step

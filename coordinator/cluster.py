@@ -1,0 +1,129 @@
+"""What there is to run work on: the group and the local sampler, and what each can do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from coordinator.executors import Executor
+from coordinator.group import FormedGroup, GroupManager
+from coordinator.lifecycle.group import GroupPhase
+from coordinator.lifecycle.ladder import GroupFacts, LocalFacts
+from coordinator.meshes import MAIN, SPLIT
+from coordinator.nodes import NodeLink
+from ditmesh.v1 import cluster_pb2
+
+_SMOOTHING = 0.3
+
+
+class Cluster:
+    """The executors of one coordinator. `on_change` is called when work might move."""
+
+    def __init__(self, group: GroupManager, local: NodeLink | None) -> None:
+        self.group = group
+        self.local = local
+        self.on_change: Callable[[], None] = lambda: None
+        self._executors: dict[tuple[int, int], Executor] = {}
+        self._local_executor = Executor("local", [local]) if local is not None else None
+        self._busy: set[str] = set()
+        self._group_lost_at = 0.0
+        self._local_cell_s: dict[str, float] = {}
+        group.on_change = self._group_changed
+
+    def models(self) -> dict[str, cluster_pb2.Model]:
+        """Every model that some executor could run, by name. The nodes' word counts first."""
+        found: dict[str, cluster_pb2.Model] = {}
+        links = [*self.group.links.values(), *([self.local] if self.local else [])]
+        for link in links:
+            for name, model in link.models().items():
+                found.setdefault(name, model)
+        return found
+
+    def local_has(self, model: cluster_pb2.Model) -> bool:
+        """Whether the local sampler has this very model."""
+        held = self.local.models().get(model.name) if self.local else None
+        return held is not None and held.fingerprint == model.fingerprint
+
+    def group_facts(self, model: cluster_pb2.Model | None, *, since: float) -> GroupFacts:
+        """The group as a job sees it that has waited since then (loop clock)."""
+        formed = self.group.formed
+        waited = asyncio.get_running_loop().time() - max(since, self._group_lost_at)
+        return GroupFacts(
+            configured=bool(self.group.links),
+            ready=formed is not None,
+            free="group" not in self._busy,
+            forming=self.group.phase is GroupPhase.FORMING,
+            may_form=self.group.may_form(),
+            has_model=formed is not None and model is not None and formed.has_model(model),
+            waited_s=waited,
+            problem=self.group.problem,
+        )
+
+    def local_facts(
+        self, model: cluster_pb2.Model | None, cells: int, steps_left: int
+    ) -> LocalFacts:
+        """The local sampler as a job of `cells` latent cells and `steps_left` steps sees it."""
+        up = self.local is not None and self.local.up
+        rate = self._local_cell_s.get(model.name) if model is not None else None
+        return LocalFacts(
+            available=up,
+            free="local" not in self._busy,
+            has_model=model is not None and self.local_has(model),
+            estimate_s=None if rate is None else rate * cells * steps_left,
+            problem="" if self.local is None else self.local.view.problem,
+        )
+
+    def note_local_step(self, model: str, cells: int, seconds: float) -> None:
+        """Learn how fast the local sampler is: seconds for a step of so many latent cells."""
+        rate = seconds / cells
+        old = self._local_cell_s.get(model, rate)
+        self._local_cell_s[model] = old + _SMOOTHING * (rate - old)
+
+    def take_group(self, *, split: bool) -> Executor:
+        """The group's mesh for a job; `split`: it has two guidance branches."""
+        formed = self.group.formed
+        assert formed is not None, "the ladder gives the group only when it is ready"
+        index = SPLIT if split and len(formed.meshes) > SPLIT else MAIN
+        self._busy.add("group")
+        self.group.set_busy(True)
+        return self._executor(formed, index)
+
+    def take_local(self) -> Executor:
+        """The local sampler."""
+        assert self._local_executor is not None, "the ladder gives it only when it is there"
+        self._busy.add("local")
+        return self._local_executor
+
+    def give_back(self, executor: Executor) -> None:
+        """The work on it has ended."""
+        self._busy.discard(executor.name)
+        if executor.name == "group":
+            self.group.set_busy(False)
+        self.on_change()
+
+    def group_failed(self, executor: Executor, why: str) -> None:
+        """The group could not do its work: it forms anew."""
+        if self.group.formed is not None and self.group.formed.epoch == executor.epoch:
+            self.group.report_failure(executor.epoch, why)
+
+    def _executor(self, formed: FormedGroup, index: int) -> Executor:
+        key = (formed.epoch, index)
+        if key not in self._executors:
+            mesh = formed.meshes[index]
+            self._executors[key] = Executor(
+                "group",
+                [formed.members[rank] for rank in mesh.ranks],
+                epoch=formed.epoch,
+                mesh_index=index,
+                mesh=mesh,
+            )
+        return self._executors[key]
+
+    def _group_changed(self) -> None:
+        formed = self.group.formed
+        if formed is None and self._executors:
+            self._group_lost_at = asyncio.get_running_loop().time()
+            for executor in self._executors.values():
+                executor.close()
+            self._executors.clear()
+        self.on_change()

@@ -1,0 +1,77 @@
+"""The coordinator's configuration: one frozen object, read once at start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ditmesh.telemetry import TelemetryConfig
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the coordinator takes on. Bytes, pictures and counts; nothing is unbounded."""
+
+    request_bytes: int = 256 * MIB
+    """Tensors that one request may declare."""
+    in_flight_bytes: int = 1024 * MIB
+    """Tensors held for all jobs together."""
+    content_bytes: int = 256 * MIB
+    """Tensors kept under their hash for later jobs."""
+    queued_jobs: int = 64
+    """Jobs that may wait."""
+    latent_cells: int = 1 << 22
+    """Batch times rows times columns of a latent: 2**22 is 16 pictures of 4096x4096."""
+    text_tokens: int = 8192
+    """Tokens of one conditioning."""
+    input_timeout_s: float = 60.0
+    """Seconds of silence after which a stream that still owes tensors is given up."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds."""
+
+    reattach: float = 10.0
+    """How long a job whose stream broke runs on without a client."""
+    keep_result: float = 300.0
+    """How long a finished result waits for whoever comes back for it."""
+    settle: float = 10.0
+    """How long a first group waits for nodes that have not appeared."""
+    regroup_wait: float = 5.0
+    """How long a job waits for the group to form again before it falls back."""
+    collective_timeout: float = 60.0
+    """After how long a collective that does not end is a failure."""
+    join_timeout: float = 60.0
+    """How long nodes may take to form a group."""
+    grace: float = 30.0
+    """How long running jobs may take to end after SIGTERM."""
+
+
+@dataclass(frozen=True)
+class CoordinatorConfig:
+    """Everything the coordinator is told."""
+
+    listen: str = "127.0.0.1:50050"
+    """host:port of the public services."""
+    nodes: tuple[str, ...] = ()
+    """host:port of each node; a DNS name stands for all its addresses."""
+    mesh: str = "auto"
+    """Degrees of the main mesh, such as "ulysses=4,ring=2"; auto: Ulysses as far as it goes."""
+    cfg_split: bool = False
+    """Whether jobs with guidance run one branch on each half of the ranks."""
+    min_ranks: int = 1
+    """The smallest group that is worth forming."""
+    rendezvous_host: str = "127.0.0.1"
+    """Address at which nodes reach the rendezvous store."""
+    rendezvous_port: int = 0
+    """Its port; 0 chooses a free one."""
+    local_address: str = ""
+    """gRPC address of the local sampler; empty: there is none."""
+    preload: tuple[str, ...] = ()
+    """Models that nodes load when the group forms."""
+    limits: Limits = field(default_factory=Limits)
+    timing: Timing = field(default_factory=Timing)
+    telemetry: TelemetryConfig = field(default_factory=lambda: TelemetryConfig("coordinator"))
+    log_level: str = "INFO"

@@ -1,0 +1,192 @@
+"""What runs a job's steps: a mesh of the group or the local sampler, driven alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from coordinator.member import MemberRun, RunEnd, StepReport
+from coordinator.nodes import NodeLink
+from coordinator.predict import PredictLane
+from ditmesh.errors import (
+    BadResult,
+    DitmeshError,
+    ExecutorFailed,
+    GroupLost,
+    InternalError,
+    StaleEpoch,
+    Unavailable,
+)
+from ditmesh.jobs import Job
+from ditmesh.mesh import MeshSpec
+from ditmesh.rpc_status import from_rpc_error
+from ditmesh.tensors import WireTensor
+from ditmesh.v1 import node_pb2, sampler_pb2
+
+# Long enough for the leader to send what it has finished, and for the member that died to show
+# which of several errors is the cause.
+_AFTERMATH_S = 0.5
+
+T = TypeVar("T")
+
+
+@dataclass
+class StopRequest:
+    """Ends a run from outside: set once, with the reason that the members are told."""
+
+    reason: node_pb2.StopReason = node_pb2.STOP_REASON_UNSPECIFIED
+    _event: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def set(self, reason: node_pb2.StopReason) -> None:
+        """Ask for the end; the first reason counts."""
+        if not self._event.is_set():
+            self.reason = reason
+            self._event.set()
+
+    async def wait(self) -> node_pb2.StopReason:
+        """The reason, once there is one."""
+        await self._event.wait()
+        return self.reason
+
+
+class Executor:
+    """Members that do the same work at once; the first of them leads and answers."""
+
+    def __init__(
+        self,
+        name: str,
+        members: Sequence[NodeLink],
+        *,
+        epoch: int = 0,
+        mesh_index: int = 0,
+        mesh: MeshSpec | None = None,
+    ) -> None:
+        """`name` is "group" or "local"; `members` stand in the order of the mesh's ranks."""
+        self.name = name
+        self.members = tuple(members)
+        self.epoch = epoch
+        self.mesh_index = mesh_index
+        self.mesh = mesh
+        self._lanes: dict[str, PredictLane] = {}
+
+    @property
+    def degrees(self) -> str:
+        """The mesh's degrees for people, such as "ulysses=8"; empty for the local sampler."""
+        return str(self.mesh).partition(" on ")[0] if self.mesh is not None else ""
+
+    async def run(
+        self,
+        job: Job,
+        *,
+        deadline_s: float | None,
+        on_step: Callable[[StepReport], None],
+        stop: StopRequest,
+    ) -> RunEnd:
+        """Run a job from its state to its end, or until `stop`.
+
+        Raises GroupLost or ExecutorFailed when the work can go on elsewhere (every step that
+        was finished has been reported by then), and other errors when it cannot.
+        """
+        order = node_pb2.RunJob(epoch=self.epoch, mesh=self.mesh_index, job=job.spec)
+        if deadline_s is not None:
+            order.deadline_seconds = deadline_s
+        runs = [MemberRun(link) for link in self.members]
+        try:
+            await self._together([run.prepare(order, job.tensors) for run in runs])
+            await self._together([run.start() for run in runs])
+            stopper = asyncio.create_task(_forward(stop, runs[0]))
+            try:
+                leader = runs[0].follow(on_step)
+                ends = await self._together([leader, *(r.follow(_ignore) for r in runs[1:])])
+            finally:
+                stopper.cancel()
+        finally:
+            for run in runs:
+                run.close()
+        return ends[0]
+
+    async def predict(
+        self, model: str, call: sampler_pb2.PredictCall, tensors: Sequence[WireTensor]
+    ) -> WireTensor:
+        """One transformer call; calls of one executor must not overlap. Raises as `run`."""
+        lane = self._lanes.get(model)
+        if lane is None:
+            lane = PredictLane(self.members, self.epoch, self.mesh_index, model)
+            self._lanes[model] = lane
+        try:
+            await self._together(lane.prepare(call, tensors))
+            answers = await self._together(lane.compute())
+        except BaseException:
+            # Half a call may be on its way: these streams cannot be used again.
+            self._lanes.pop(model).close()
+            raise
+        answer = answers[0]
+        if isinstance(answer, DitmeshError):
+            raise answer
+        if answer is None:
+            raise InternalError("the leading member answered without a tensor")
+        return answer
+
+    def close(self) -> None:
+        """Drop the streams that are kept open."""
+        for lane in self._lanes.values():
+            lane.close()
+        self._lanes.clear()
+
+    async def _together(self, steps: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+        """All results, or the most telling error once the others have had a moment to end."""
+        tasks = [asyncio.create_task(step) for step in steps]
+        try:
+            _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            if pending:
+                await asyncio.wait(pending, timeout=_AFTERMATH_S)
+        finally:
+            for task in tasks:
+                task.cancel()
+        failures: list[tuple[int, BaseException]] = []
+        for rank, task in enumerate(tasks):
+            if not task.cancelled() and task.done() and (error := task.exception()) is not None:
+                failures.append((rank, error))
+        if failures:
+            raise self._cause(failures)
+        return [task.result() for task in tasks]
+
+    def _cause(self, failures: Sequence[tuple[int, BaseException]]) -> BaseException:
+        """The error to tell: what no executor could do, then a death, then the work itself."""
+        known = [(rank, _translate(error)) for rank, error in failures]
+        for _, error in known:
+            if not isinstance(error, (ExecutorFailed, Unavailable, InternalError, StaleEpoch)):
+                return error
+        for rank, error in known:
+            if isinstance(error, (Unavailable, StaleEpoch)):
+                return self._lost(rank, f"is gone: {error.message}")
+        for _, error in known:
+            if isinstance(error, BadResult):
+                return error
+        rank, error = known[0]
+        return self._lost(rank, f"failed: {error}")
+
+    def _lost(self, rank: int, what: str) -> ExecutorFailed:
+        address = self.members[rank].address
+        if self.name == "local":
+            return ExecutorFailed(f"the local sampler at {address} {what}")
+        return GroupLost(f"rank {rank} at {address} {what}")
+
+
+def _translate(error: BaseException) -> BaseException:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return from_rpc_error(error, peer="the node")
+    return error
+
+
+async def _forward(stop: StopRequest, leader: MemberRun) -> None:
+    await leader.stop(await stop.wait())
+
+
+def _ignore(step: StepReport) -> None:
+    """Only the leader sends states."""

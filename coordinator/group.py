@@ -1,0 +1,221 @@
+"""Carries out what the group's lifecycle decides: nodes join, leave and load models."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+
+from coordinator.config import Timing
+from coordinator.lifecycle.group import (
+    Abort,
+    BusyChanged,
+    Event,
+    Failed,
+    Form,
+    Formed,
+    GroupMachine,
+    GroupPhase,
+    GroupPolicy,
+    NodeDown,
+    NodeUp,
+    Tick,
+    WakeAt,
+)
+from coordinator.lifecycle.node import Change
+from coordinator.meshes import MeshPlan
+from coordinator.nodes import NodeLink
+from ditmesh import telemetry
+from ditmesh.errors import InvalidMesh
+from ditmesh.mesh import MeshSpec
+from ditmesh.rpc_status import from_rpc_error
+from ditmesh.v1 import cluster_pb2
+from ditmesh.v1 import node_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+_LEAVE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class FormedGroup:
+    """A group that can run jobs: its members by rank, and its meshes by index."""
+
+    epoch: int
+    members: tuple[NodeLink, ...]
+    meshes: tuple[MeshSpec, ...]
+
+    def has_model(self, model: cluster_pb2.Model) -> bool:
+        """Whether every member has this very model in its folder."""
+        held = [member.models().get(model.name) for member in self.members]
+        return all(m is not None and m.fingerprint == model.fingerprint for m in held)
+
+
+class GroupManager:
+    """Owns the links to the nodes and the machine; `on_change` is called after every change."""
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        plan: MeshPlan,
+        *,
+        rendezvous: str,
+        timing: Timing,
+        preload: Sequence[str] = (),
+    ) -> None:
+        self.links = {address: NodeLink(address, self._node_changed) for address in addresses}
+        self.formed: FormedGroup | None = None
+        self.problem = ""
+        self.on_change: Callable[[], None] = lambda: None
+        self._plan = plan
+        self._rendezvous = rendezvous
+        self._timing = timing
+        self._preload = tuple(preload)
+        policy = GroupPolicy(plan.expected, self._usable, settle_s=timing.settle)
+        self._machine = GroupMachine(policy)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake: asyncio.TimerHandle | None = None
+
+    @property
+    def phase(self) -> GroupPhase:
+        """Where the group is."""
+        return self._machine.phase
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch, 0 before the first."""
+        return self._machine.epoch
+
+    def may_form(self) -> bool:
+        """Whether waiting for a group makes sense."""
+        return self._machine.may_form()
+
+    def start(self) -> None:
+        """Begin to follow the nodes."""
+        for link in self.links.values():
+            self._spawn(link.watch())
+
+    async def close(self) -> None:
+        """Have the nodes leave, and close the channels."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.formed is not None:
+            await self._leave(self.formed.epoch, self.formed.members)
+        for link in self.links.values():
+            await link.close()
+
+    def set_busy(self, busy: bool) -> None:
+        """Tell whether a job runs on the group: it is not re-formed under one."""
+        self._handle(BusyChanged(busy))
+
+    def report_failure(self, epoch: int, why: str) -> None:
+        """The group of that epoch failed to form, or at its work."""
+        log.warning("epoch %d failed: %s", epoch, why)
+        if epoch == self._machine.epoch:
+            self.problem = why
+        self._handle(Failed(epoch))
+
+    def _usable(self, healthy: int) -> int:
+        """How many of so many healthy nodes a group can use."""
+        try:
+            meshes = self._plan.meshes(healthy, self._heads())
+        except InvalidMesh as error:
+            self.problem = error.message
+            return 0
+        return meshes[0].size if meshes else 0
+
+    def _heads(self) -> int:
+        """What Ulysses degrees must divide: common to all models, 0 while none is known."""
+        return math.gcd(
+            *(m.num_heads for link in self.links.values() for m in link.models().values())
+        )
+
+    def _node_changed(self, link: NodeLink, change: Change) -> None:
+        if change is Change.UP:
+            self._handle(NodeUp(link.address, link.view.epoch))
+        else:
+            self._handle(NodeDown(link.address))
+
+    def _handle(self, event: Event) -> None:
+        loop = asyncio.get_running_loop()
+        for instruction in self._machine.handle(event, loop.time()):
+            match instruction:
+                case Form(epoch, members):
+                    self._spawn(self._form(epoch, members))
+                case Abort(epoch, members):
+                    self.formed = None
+                    self._spawn(self._leave(epoch, [self.links[m] for m in members]))
+                case WakeAt(time):
+                    if self._wake is not None:
+                        self._wake.cancel()
+                    self._wake = loop.call_at(time, self._handle, Tick())
+        if self._machine.phase is not GroupPhase.READY:
+            self.formed = None
+        self.on_change()
+
+    async def _form(self, epoch: int, members: tuple[str, ...]) -> None:
+        links = tuple(self.links[m] for m in members)
+        meshes = self._plan.meshes(len(links), self._heads())
+        with telemetry.span("group.form", epoch=epoch, ranks=len(links)) as span:
+            joins = [
+                asyncio.create_task(self._join(link, epoch, rank, len(links), meshes))
+                for rank, link in enumerate(links)
+            ]
+            done, pending = await asyncio.wait(joins, return_when=asyncio.FIRST_EXCEPTION)
+            for join in pending:
+                join.cancel()
+            failures = [error for join in done if (error := join.exception()) is not None]
+            if failures:
+                span.fail(failures[0])
+                self.report_failure(epoch, _words(failures[0]))
+                return
+        if epoch == self._machine.epoch and self._machine.phase is GroupPhase.FORMING:
+            self.formed = FormedGroup(epoch, links, meshes)
+            self.problem = ""
+            log.info("epoch %d formed: %s", epoch, meshes[0])
+            self._handle(Formed(epoch))
+
+    async def _join(
+        self, link: NodeLink, epoch: int, rank: int, world: int, meshes: Sequence[MeshSpec]
+    ) -> None:
+        request = pb.JoinGroupRequest(
+            epoch=epoch,
+            rank=rank,
+            world_size=world,
+            rendezvous=self._rendezvous,
+            meshes=[
+                pb.MeshSpec(ranks=m.ranks, ulysses=m.ulysses, ring=m.ring, cfg=m.cfg)
+                for m in meshes
+            ],
+            timeout_seconds=self._timing.collective_timeout,
+        )
+        await link.stub.JoinGroup(request, timeout=self._timing.join_timeout)
+        for model in self._preload:
+            await link.stub.LoadModel(pb.LoadModelRequest(model=model))
+
+    async def _leave(self, epoch: int, links: Sequence[NodeLink]) -> None:
+        request = pb.LeaveGroupRequest(epoch=epoch)
+        results = await asyncio.gather(
+            *(link.stub.LeaveGroup(request, timeout=_LEAVE_TIMEOUT_S) for link in links),
+            return_exceptions=True,
+        )
+        for link, result in zip(links, results, strict=True):
+            if isinstance(result, BaseException):
+                log.info("node %s did not leave epoch %d: %s", link.address, epoch, result)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return str(from_rpc_error(error, peer="a node"))
+    return f"{type(error).__name__}: {error}"

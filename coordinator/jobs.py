@@ -1,0 +1,177 @@
+"""Every job that the coordinator knows: taken in, taken up again, kept for a while, forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+
+from coordinator.admission import Admitted, admit, find_model
+from coordinator.config import Limits, Timing
+from coordinator.record import JobRecord, Listener
+from coordinator.runner import Runner
+from ditmesh import telemetry
+from ditmesh.errors import (
+    DeadlineExceeded,
+    Draining,
+    InvalidRequest,
+    JobCancelled,
+    JobExists,
+    Overloaded,
+)
+from ditmesh.jobs import spec_digest
+from ditmesh.v1 import cluster_pb2
+from ditmesh.v1 import job_pb2 as pb
+
+_RETRY_AFTER_S = 2.0
+
+_Key = tuple[str, str]
+
+
+class JobTable:
+    """Jobs by owner and id. Bounded by the limits in jobs and in bytes."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        models: Callable[[], dict[str, cluster_pb2.Model]],
+        limits: Limits,
+        timing: Timing,
+    ) -> None:
+        self._runner = runner
+        self._models = models
+        self._limits = limits
+        self._timing = timing
+        self._records: dict[_Key, JobRecord] = {}
+        self._abandon: dict[_Key, asyncio.TimerHandle] = {}
+        self._draining = False
+        runner.on_end = self._ended
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Tensors held for jobs that have not ended, and results that are kept."""
+        return sum(_held_bytes(record) for record in self._records.values())
+
+    def drain(self) -> None:
+        """Take nothing new from now on."""
+        self._draining = True
+
+    def open(
+        self,
+        spec: pb.JobSpec,
+        *,
+        scope: str,
+        remaining_s: float | None,
+        span: telemetry.Span,
+    ) -> tuple[JobRecord, bool]:
+        """The record of a job, and whether it was known before.
+
+        `remaining_s` is the caller's deadline. Raises InvalidRequest and its kin, JobExists,
+        Overloaded, Draining, UnknownModel and DeadlineExceeded; then nothing was taken in.
+        """
+        if remaining_s is not None and remaining_s <= 0:
+            raise DeadlineExceeded("the deadline had passed when the job arrived")
+        if not spec.job_id:
+            spec.job_id = secrets.token_hex(8)
+        digest = spec_digest(spec)
+        known = self._records.get((scope, spec.job_id))
+        if known is not None:
+            return self._known(known, digest), True
+        admitted = admit(spec, find_model(self._models(), spec.model), self._limits)
+        self._make_room(admitted)
+        loop = asyncio.get_running_loop()
+        record = JobRecord(
+            job_id=spec.job_id,
+            scope=scope,
+            digest=digest,
+            admitted=admitted,
+            span=span,
+            deadline=None if remaining_s is None else loop.time() + remaining_s,
+        )
+        self._records[scope, spec.job_id] = record
+        if remaining_s is not None:
+            late = DeadlineExceeded("the job's deadline passed")
+            loop.call_later(remaining_s, self._runner.stop, record, late)
+        return record, False
+
+    def attach(self, record: JobRecord) -> Listener:
+        """A client listens to the job."""
+        timer = self._abandon.pop((record.scope, record.job_id), None)
+        if timer is not None:
+            timer.cancel()
+        listener = Listener()
+        record.listeners.add(listener)
+        if record.phase.ended:
+            listener.end()
+        return listener
+
+    def detach(self, record: JobRecord, listener: Listener) -> None:
+        """A client is gone. The last one leaves a job that runs on for a short while."""
+        record.listeners.discard(listener)
+        if record.listeners or record.phase.ended:
+            return
+        window = self._timing.reattach
+        gone = JobCancelled(f"its stream broke and nobody came back for the job in {window:g} s")
+        self._abandon[record.scope, record.job_id] = asyncio.get_running_loop().call_later(
+            self._timing.reattach, self._runner.stop, record, gone
+        )
+
+    def _ended(self, record: JobRecord) -> None:
+        """Keep the result for whoever comes back, then forget it."""
+        asyncio.get_running_loop().call_later(self._timing.keep_result, self.forget, record)
+
+    def forget(self, record: JobRecord) -> None:
+        """Drop the record and all it holds, unless its id is another job's by now."""
+        if self._records.get((record.scope, record.job_id)) is not record:
+            return
+        del self._records[record.scope, record.job_id]
+        timer = self._abandon.pop((record.scope, record.job_id), None)
+        if timer is not None:
+            timer.cancel()
+
+    def _known(self, record: JobRecord, digest: bytes) -> JobRecord:
+        if record.digest != digest:
+            raise JobExists(
+                f"job {record.job_id!r} exists with another spec; choose another id",
+                field="job.job_id",
+            )
+        if record.job is None and not record.phase.ended:
+            raise InvalidRequest(
+                f"another stream is still sending the inputs of job {record.job_id!r}",
+                field="job.job_id",
+            )
+        return record
+
+    def _make_room(self, admitted: Admitted) -> None:
+        """Raises Draining or Overloaded when the job cannot be taken now."""
+        if self._draining:
+            raise Draining("the coordinator is shutting down", retry_after_s=_RETRY_AFTER_S)
+        active = [r for r in self._records.values() if not r.phase.ended]
+        if len(active) > self._limits.queued_jobs:
+            raise Overloaded(
+                f"{len(active)} jobs are waiting or running; no more are taken for now",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._drop_kept_results(admitted.nbytes)
+        if self.bytes_in_flight + admitted.nbytes > self._limits.in_flight_bytes:
+            raise Overloaded(
+                f"{self.bytes_in_flight} of {self._limits.in_flight_bytes} bytes are in flight; "
+                f"{admitted.nbytes} more do not fit now",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+
+    def _drop_kept_results(self, wanted: int) -> None:
+        """Running work goes before results that nobody has fetched yet: the oldest goes first."""
+        ended = [r for r in self._records.values() if r.phase.ended and not r.listeners]
+        ended.sort(key=lambda record: record.ended_at or 0.0)
+        for record in ended:
+            if self.bytes_in_flight + wanted <= self._limits.in_flight_bytes:
+                return
+            self.forget(record)
+
+
+def _held_bytes(record: JobRecord) -> int:
+    if record.phase.ended:
+        tensors = record.end.tensors if record.end is not None else ()
+        return sum(tensor.spec.nbytes for tensor in tensors)
+    return record.admitted.nbytes

@@ -1,0 +1,1 @@
+"""Lifecycles as tables: events in, instructions out, the time passed in. No I/O here."""

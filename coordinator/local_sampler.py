@@ -1,0 +1,45 @@
+"""The coordinator's own sampler: a process of its own, so that a forward pass stalls no stream."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ditmesh.executor.device import torch_dtype
+from ditmesh.executor.engine import Engine, LocalEngine
+from ditmesh.executor.models import ModelCache
+from ditmesh.executor.server import ExecutorConfig, serve
+from ditmesh.models.info import ModelInfo
+from ditmesh.models.loading import load
+
+
+@dataclass(frozen=True)
+class LocalSamplerConfig:
+    """What the local sampler is told."""
+
+    models: Path
+    device: str
+    dtype: str
+    max_loaded: int
+    executor: ExecutorConfig
+    log_level: str = "INFO"
+
+
+def run(config: LocalSamplerConfig) -> int:
+    """Serve until told to stop; returns the exit code."""
+    logging.basicConfig(
+        level=config.log_level, format="%(asctime)s local sampler %(levelname)s %(message)s"
+    )
+    device = torch.device(config.device)
+
+    def load_transformer(info: ModelInfo) -> torch.nn.Module:
+        return load(info, device=device, dtype=torch_dtype(config.dtype))
+
+    def make_engine() -> tuple[Engine, torch.device]:
+        cache = ModelCache(config.models, load_transformer, max_loaded=config.max_loaded)
+        return LocalEngine(cache), device
+
+    return serve(config.executor, make_engine)

@@ -1,0 +1,105 @@
+"""One member's stream of a run: a job goes in, states and the result come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import grpc.aio
+
+from coordinator.nodes import NodeLink
+from ditmesh import telemetry
+from ditmesh.errors import InternalError
+from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.jobs import Snapshot
+from ditmesh.tensors import WireTensor
+from ditmesh.v1 import node_pb2, sampler_pb2, tensor_pb2
+
+# What an executor sends is bounded by what it was sent; this only catches nonsense.
+_MAX_ANSWER_BYTES = 4 << 30
+
+_Call = grpc.aio.StreamStreamCall[node_pb2.RunRequest, node_pb2.RunResponse]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """A step that an executor finished."""
+
+    snapshot: Snapshot
+    sigma: float
+    preview: tensor_pb2.InlineTensor | None
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """How a run ended. `result` and its tensors are set on the leader, unless it was stopped."""
+
+    stopped: node_pb2.StopReason
+    result: sampler_pb2.SampleResult | None
+    tensors: tuple[WireTensor, ...]
+
+
+class MemberRun:
+    """Drives `NodeService.Run` on one member. gRPC errors pass through."""
+
+    def __init__(self, link: NodeLink) -> None:
+        self.link = link
+        self._call: _Call = link.stub.Run(metadata=telemetry.current_metadata())
+
+    async def prepare(self, order: node_pb2.RunJob, tensors: Sequence[WireTensor]) -> None:
+        """Send the job and what the member lacks; returns when it is ready to start."""
+        await self._call.write(node_pb2.RunRequest(job=order))
+        needed = await self._read("needed")
+        for chunk in chunks(tensors, needed.needed.tensors):
+            await self._call.write(node_pb2.RunRequest(chunk=chunk))
+        await self._read("ready")
+
+    async def start(self) -> None:
+        """Begin; every member of the mesh is ready."""
+        await self._call.write(node_pb2.RunRequest(start=node_pb2.StartRun()))
+
+    async def stop(self, reason: node_pb2.StopReason) -> None:
+        """End the run at the next step."""
+        await self._call.write(node_pb2.RunRequest(stop=node_pb2.StopRun(reason=reason)))
+
+    async def follow(self, on_step: Callable[[StepReport], None]) -> RunEnd:
+        """Read until the member is done."""
+        result: sampler_pb2.SampleResult | None = None
+        tensors: tuple[WireTensor, ...] = ()
+        while True:
+            message = await self._read("state", "result", "done")
+            if message.HasField("state"):
+                update = message.state
+                parts = await self._tensors(update.tensors, "state.tensors")
+                preview = update.preview if update.HasField("preview") else None
+                on_step(StepReport(Snapshot(update.state, parts), update.sigma, preview))
+            elif message.HasField("result"):
+                result = message.result
+                tensors = await self._tensors(result.tensors, "result.tensors")
+            else:
+                return RunEnd(message.done.stopped, result, tensors)
+
+    def close(self) -> None:
+        """Give up the stream, if it still lives."""
+        self._call.cancel()
+
+    async def _tensors(
+        self, specs: Sequence[tensor_pb2.TensorSpec], field: str
+    ) -> tuple[WireTensor, ...]:
+        receiver = Receiver(
+            read_specs(specs, field=field, max_bytes=_MAX_ANSWER_BYTES), field=field
+        )
+        while not receiver.complete:
+            receiver.feed((await self._read("chunk")).chunk)
+        return receiver.tensors()
+
+    async def _read(self, *expected: str) -> node_pb2.RunResponse:
+        message = await self._call.read()
+        if isinstance(message, node_pb2.RunResponse) and message.WhichOneof("message") in expected:
+            return message
+        got = (
+            message.WhichOneof("message")
+            if isinstance(message, node_pb2.RunResponse)
+            else "the end of the stream"
+        )
+        raise InternalError(f"{self.link.address} sent {got} instead of {' or '.join(expected)}")

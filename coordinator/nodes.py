@@ -1,0 +1,79 @@
+"""The link to one node: its channel, and a stream that tells when it lives and dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+
+from coordinator.lifecycle import node as lifecycle
+from coordinator.lifecycle.node import Change, Lost, NodeView, Report
+from ditmesh.v1 import cluster_pb2, node_pb2_grpc
+from ditmesh.v1 import node_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", 8 << 20),
+    ("grpc.max_send_message_length", 8 << 20),
+    # A host that vanishes without a word is noticed within seconds.
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A node that restarts should be found again at once.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+_RETRY_S = 0.2
+
+
+class NodeLink:
+    """One executor process by address. `on_change` hears when it comes and goes."""
+
+    def __init__(
+        self, address: str, on_change: Callable[[NodeLink, Change], None] | None = None
+    ) -> None:
+        self.address = address
+        self.view = NodeView()
+        self.report: pb.WatchResponse | None = None
+        self._on_change = on_change
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self.stub: node_pb2_grpc.NodeServiceAsyncStub = node_pb2_grpc.NodeServiceStub(self._channel)
+
+    @property
+    def up(self) -> bool:
+        """Whether it answers."""
+        return self.view.phase is not lifecycle.NodePhase.DOWN
+
+    def models(self) -> dict[str, cluster_pb2.Model]:
+        """What is in its folder, by name; nothing while it is down."""
+        return {m.model.name: m.model for m in self.report.models} if self.report else {}
+
+    async def watch(self) -> None:
+        """Follow the node for good; run as a task."""
+        while True:
+            try:
+                async for report in self.stub.Watch(pb.WatchRequest()):
+                    self.report = report
+                    self._apply(Report(report.incarnation, report.epoch, report.draining))
+                self._apply(Lost("it closed the connection"))
+            except grpc.aio.AioRpcError as error:
+                self._apply(Lost(error.details() or error.code().name))
+            await asyncio.sleep(_RETRY_S)
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    def _apply(self, event: Report | Lost) -> None:
+        self.view, changes = lifecycle.advance(self.view, event)
+        if isinstance(event, Lost):
+            self.report = None
+        for change in changes:
+            log.info("node %s is %s %s", self.address, change.name.lower(), self.view.problem)
+            if self._on_change is not None:
+                self._on_change(self, change)

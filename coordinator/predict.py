@@ -1,0 +1,103 @@
+"""Streams kept open to the members of an executor, for single transformer calls."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import grpc.aio
+
+from coordinator.nodes import NodeLink
+from ditmesh.errors import DitmeshError, InternalError
+from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.rpc_status import from_status_bytes
+from ditmesh.tensors import WireTensor
+from ditmesh.v1 import node_pb2, sampler_pb2
+
+_Call = grpc.aio.StreamStreamCall[node_pb2.PredictStepRequest, node_pb2.PredictStepResponse]
+Answer = WireTensor | DitmeshError | None
+"""The output (leader), the error of this call, or nothing (the other members)."""
+
+_MAX_ANSWER_BYTES = 4 << 30
+
+
+class PredictLane:
+    """One `PredictStep` stream to each member. Each method gives one coroutine a member."""
+
+    def __init__(
+        self, members: Sequence[NodeLink], epoch: int, mesh_index: int, model: str
+    ) -> None:
+        self._open = node_pb2.PredictStepOpen(epoch=epoch, mesh=mesh_index, model=model)
+        self._members = [_MemberLane(link) for link in members]
+
+    def prepare(
+        self, call: sampler_pb2.PredictCall, tensors: Sequence[WireTensor]
+    ) -> list[Coroutine[Any, Any, None]]:
+        """Send the call, and the tensors that a member lacks, until it is ready."""
+        return [member.prepare(self._open, call, tensors) for member in self._members]
+
+    def compute(self) -> list[Coroutine[Any, Any, Answer]]:
+        """Start, and read the answer."""
+        return [member.compute() for member in self._members]
+
+    def close(self) -> None:
+        """End the streams."""
+        for member in self._members:
+            member.close()
+
+
+class _MemberLane:
+    def __init__(self, link: NodeLink) -> None:
+        self._link = link
+        self._call: _Call | None = None
+
+    async def prepare(
+        self,
+        opened: node_pb2.PredictStepOpen,
+        call: sampler_pb2.PredictCall,
+        tensors: Sequence[WireTensor],
+    ) -> None:
+        if self._call is None:
+            self._call = self._link.stub.PredictStep()
+            await self._call.write(node_pb2.PredictStepRequest(open=opened))
+        await self._call.write(node_pb2.PredictStepRequest(call=call))
+        message = await self._read(self._call, "needed", "error")
+        if message.HasField("needed"):
+            for chunk in chunks(tensors, message.needed.tensors):
+                await self._call.write(node_pb2.PredictStepRequest(chunk=chunk))
+            message = await self._read(self._call, "ready", "error")
+        if message.HasField("error"):
+            # Nobody has started: raising keeps every member out of the collective.
+            raise from_status_bytes(message.error.status)
+
+    async def compute(self) -> Answer:
+        assert self._call is not None
+        await self._call.write(node_pb2.PredictStepRequest(start=node_pb2.StartRun()))
+        message = await self._read(self._call, "result", "error")
+        if message.HasField("error"):
+            return from_status_bytes(message.error.status)
+        if not message.result.HasField("output"):
+            return None
+        specs = read_specs([message.result.output], field="output", max_bytes=_MAX_ANSWER_BYTES)
+        receiver = Receiver(specs, field="output")
+        while not receiver.complete:
+            receiver.feed((await self._read(self._call, "chunk")).chunk)
+        return receiver.tensors()[0]
+
+    def close(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
+
+    async def _read(self, call: _Call, *expected: str) -> node_pb2.PredictStepResponse:
+        message = await call.read()
+        if (
+            isinstance(message, node_pb2.PredictStepResponse)
+            and message.WhichOneof("message") in expected
+        ):
+            return message
+        got = (
+            message.WhichOneof("message")
+            if isinstance(message, node_pb2.PredictStepResponse)
+            else "the end of the stream"
+        )
+        raise InternalError(f"{self._link.address} sent {got} instead of {' or '.join(expected)}")

@@ -1,0 +1,171 @@
+"""Single transformer calls: each claims an executor, like a job of one step."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from coordinator import checks
+from coordinator.admission import find_model
+from coordinator.cluster import Cluster
+from coordinator.config import Limits
+from coordinator.lifecycle.ladder import Policy
+from coordinator.runner import POLICIES
+from coordinator.scheduler import Claim, Scheduler
+from coordinator.streams import read
+from ditmesh import telemetry
+from ditmesh.content import ContentStore
+from ditmesh.errors import (
+    BadResult,
+    DitmeshError,
+    ExecutorFailed,
+    GroupLost,
+    InvalidTensor,
+    ProtocolError,
+)
+from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.rpc_status import to_status_bytes
+from ditmesh.tensors import WireTensor
+from ditmesh.v1 import cluster_pb2, tensor_pb2
+from ditmesh.v1 import sampler_pb2 as pb
+
+_MAX_ATTEMPTS = 3
+
+
+class PredictCalls:
+    """Serves `SamplerService.Predict`."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        cluster: Cluster,
+        metrics: telemetry.Metrics,
+        store: ContentStore,
+        limits: Limits,
+    ) -> None:
+        self._scheduler = scheduler
+        self._cluster = cluster
+        self._metrics = metrics
+        self._store = store
+        self._limits = limits
+
+    async def serve(
+        self, requests: AsyncIterator[pb.PredictRequest], scope: str
+    ) -> AsyncIterator[pb.PredictResponse]:
+        """Answer one client's calls, in order. A call that fails does not end the stream."""
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "open":
+            raise ProtocolError("the first message of Predict must be open", field="open")
+        find_model(self._cluster.models(), first.open.model)
+        async for request in requests:
+            if request.WhichOneof("message") != "call":
+                raise ProtocolError("expected a call")
+            call = request.call
+            try:
+                async for response in self._answer(call, first.open, requests, scope):
+                    yield response
+            except ProtocolError:
+                # What follows on the stream can no longer be told apart.
+                raise
+            except DitmeshError as error:
+                self._metrics.predict_answered(executor="none", outcome=error.reason)
+                failure = pb.CallError(call_id=call.call_id, status=to_status_bytes(error))
+                yield pb.PredictResponse(error=failure)
+
+    async def _answer(
+        self,
+        call: pb.PredictCall,
+        opened: pb.PredictOpen,
+        requests: AsyncIterator[pb.PredictRequest],
+        scope: str,
+    ) -> AsyncIterator[pb.PredictResponse]:
+        model = find_model(self._cluster.models(), opened.model)
+        cells = self._check(call, model)
+        specs = read_specs(call.tensors, field="call.tensors", max_bytes=self._limits.request_bytes)
+        receiver = Receiver(specs, field="call.tensors", store=self._store, scope=scope)
+        yield pb.PredictResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
+        while not receiver.complete:
+            request = await read(requests, self._limits.input_timeout_s)
+            if request is None or request.WhichOneof("message") != "chunk":
+                raise ProtocolError("expected a chunk of the call's tensors")
+            receiver.feed(request.chunk)
+        tensors = receiver.tensors()
+        for i, tensor in enumerate(tensors):
+            if not tensor.all_finite():
+                raise InvalidTensor(
+                    f"call.tensors[{i}] has values that are NaN or infinite",
+                    field=f"call.tensors[{i}]",
+                )
+        output, executor, reason = await self._compute(call, tensors, opened, cells)
+        result = pb.PredictResult(
+            call_id=call.call_id,
+            output=output.spec.to_proto(),
+            executor=executor,
+            fallback_reason=reason,
+        )
+        yield pb.PredictResponse(result=result)
+        for chunk in chunks([output], [0]):
+            yield pb.PredictResponse(chunk=chunk)
+
+    def _check(self, call: pb.PredictCall, model: cluster_pb2.Model) -> int:
+        """Check the call's header; returns the latent cells of its batch."""
+        specs = read_specs(call.tensors, field="call.tensors", max_bytes=self._limits.request_bytes)
+        table = checks.Table(specs, "call.tensors")
+        shape = checks.latent_tensor(table.get(call.x, "call.x"), "call.x", model, self._limits)
+        if shape[1] != model.latent_channels:
+            raise InvalidTensor(
+                f"x has {shape[1]} channels, the model {model.latent_channels}", field="call.x"
+            )
+        checks.check_timestep(call.timestep, shape[0])
+        checks.check_branch(
+            call.conditioning, "call.conditioning", table, model, shape[0], self._limits
+        )
+        return shape[0] * shape[2] * shape[3]
+
+    async def _compute(
+        self,
+        call: pb.PredictCall,
+        tensors: tuple[WireTensor, ...],
+        opened: pb.PredictOpen,
+        cells: int,
+    ) -> tuple[WireTensor, str, str]:
+        """The output, who made it, and why it was not the group if it was not."""
+        excluded = ""
+        loop = asyncio.get_running_loop()
+        for attempt in range(_MAX_ATTEMPTS):
+            claim = Claim(
+                model=opened.model,
+                policy=POLICIES[opened.fallback],
+                cells=cells,
+                steps_left=1,
+                since=loop.time(),
+                group_excluded=excluded,
+            )
+            grant = await self._scheduler.acquire(claim, first=attempt > 0)
+            started = time.monotonic()
+            try:
+                output = await grant.executor.predict(opened.model, call, tensors)
+            except ExecutorFailed as error:
+                if grant.executor.name == "local":
+                    raise
+                if isinstance(error, GroupLost):
+                    self._cluster.group_failed(grant.executor, str(error))
+                if isinstance(error, BadResult) or attempt:
+                    excluded = error.reason
+                continue
+            finally:
+                self._scheduler.release(grant)
+            if not output.all_finite():
+                raise BadResult("the transformer's output is not finite")
+            name = grant.executor.name
+            self._metrics.step_done(executor=name, seconds=time.monotonic() - started)
+            self._metrics.predict_answered(executor=name, outcome="OK")
+            self._note(grant.decision.reason, name, opened)
+            return output, name, grant.decision.reason
+        raise ExecutorFailed(f"no executor answered in {_MAX_ATTEMPTS} attempts")
+
+    def _note(self, reason: str, executor: str, opened: pb.PredictOpen) -> None:
+        if reason and POLICIES[opened.fallback] is not Policy.LOCAL_ONLY:
+            self._metrics.fell_back(reason=reason, source="group", target=executor)
+            telemetry.add_event("fallback", reason=reason, target=executor)

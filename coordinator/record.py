@@ -1,0 +1,144 @@
+"""One job as the coordinator holds it: its value, its lifecycle, its history, its listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from coordinator.admission import Admitted
+from coordinator.executors import Executor, StopRequest
+from coordinator.lifecycle.job import JobEffect, JobEvent, JobPhase, advance
+from coordinator.member import RunEnd, StepReport
+from coordinator.scheduler import Claim
+from ditmesh import telemetry
+from ditmesh.errors import DitmeshError, ExecutorFailed
+from ditmesh.jobs import Job, Snapshot
+from ditmesh.v1 import sampler_pb2 as pb
+
+_MAX_UNREAD = 32
+
+
+class Listener:
+    """A client's view of a job: messages in order. Old progress goes before memory grows."""
+
+    def __init__(self) -> None:
+        self._messages: deque[pb.SampleResponse] = deque(maxlen=_MAX_UNREAD)
+        self._wake = asyncio.Event()
+        self._ended = False
+
+    def push(self, message: pb.SampleResponse) -> None:
+        """Add a message; the oldest goes when the client does not keep up."""
+        self._messages.append(message)
+        self._wake.set()
+
+    def end(self) -> None:
+        """The job has ended: `next` gives None once everything before is read."""
+        self._ended = True
+        self._wake.set()
+
+    async def next(self) -> pb.SampleResponse | None:
+        """The next message, or None at the end of the job."""
+        while not self._messages:
+            if self._ended:
+                return None
+            self._wake.clear()
+            await self._wake.wait()
+        return self._messages.popleft()
+
+
+@dataclass(eq=False)
+class JobRecord:
+    """A job's mutable record. Only `apply` changes its phase. Times are time.monotonic()."""
+
+    job_id: str
+    scope: str
+    """The identity of the client that owns it."""
+    digest: bytes
+    admitted: Admitted
+    span: telemetry.Span
+    deadline: float | None = None
+    phase: JobPhase = JobPhase.RECEIVING
+    job: Job | None = None
+    snapshot: Snapshot | None = None
+    error: DitmeshError | None = None
+    loss: ExecutorFailed | None = None
+    """Why the last executor lost it, until the next one has it."""
+    losses: int = 0
+    group_excluded: str = ""
+    end: RunEnd | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+    task: asyncio.Task[None] | None = None
+    claim: Claim | None = None
+    segments: list[pb.Segment] = field(default_factory=list)
+    fallbacks: list[pb.Fallback] = field(default_factory=list)
+    listeners: set[Listener] = field(default_factory=set)
+    accepted_at: float = field(default_factory=time.monotonic)
+    started_at: float | None = None
+    ended_at: float | None = None
+
+    def apply(self, event: JobEvent) -> tuple[JobEffect, ...]:
+        """Advance the lifecycle; returns what the caller must do."""
+        self.phase, effects = advance(self.phase, event)
+        return effects
+
+    @property
+    def step(self) -> int:
+        """Steps finished."""
+        return self.snapshot.step if self.snapshot is not None else self.admitted.first_step
+
+    def begin_segment(self, executor: Executor) -> None:
+        """An executor starts to work on the job."""
+        if self.started_at is None:
+            self.started_at = time.monotonic()
+        self.segments.append(
+            pb.Segment(
+                executor=executor.name,
+                epoch=executor.epoch,
+                ranks=len(executor.members),
+                mesh=executor.degrees,
+                first_step=self.step,
+                end_step=self.step,
+            )
+        )
+
+    def step_done(self, report: StepReport) -> None:
+        """Keep the state and tell the listeners."""
+        self.snapshot = report.snapshot
+        segment = self.segments[-1]
+        segment.end_step = report.snapshot.step
+        progress = pb.Progress(
+            step=report.snapshot.step,
+            steps=self.admitted.steps,
+            sigma=report.sigma,
+            executor=segment.executor,
+        )
+        if report.preview is not None:
+            progress.preview.CopyFrom(report.preview)
+        self.tell(pb.SampleResponse(progress=progress))
+
+    def tell(self, message: pb.SampleResponse) -> None:
+        """Send a message to every listener."""
+        for listener in self.listeners:
+            listener.push(message)
+
+    def finish(self) -> None:
+        """The job has ended: free what only a running job needs, and wake the listeners."""
+        self.ended_at = time.monotonic()
+        self.job = self.snapshot = None
+        for listener in self.listeners:
+            listener.end()
+
+    def summary(self) -> pb.JobSummary:
+        """Who did what."""
+        ended = self.ended_at if self.ended_at is not None else time.monotonic()
+        started = self.started_at if self.started_at is not None else ended
+        return pb.JobSummary(
+            job_id=self.job_id,
+            trace_id=self.span.trace_id,
+            segments=self.segments,
+            fallbacks=self.fallbacks,
+            queue_seconds=started - self.accepted_at,
+            run_seconds=ended - started,
+        )

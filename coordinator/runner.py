@@ -1,0 +1,256 @@
+"""Drives one job from complete inputs to its end, down the ladder when an executor fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+
+from coordinator.cluster import Cluster
+from coordinator.lifecycle.job import JobEffect, JobEvent
+from coordinator.lifecycle.ladder import Policy
+from coordinator.member import RunEnd, StepReport
+from coordinator.record import JobRecord
+from coordinator.scheduler import Claim, Grant, Scheduler
+from ditmesh import telemetry
+from ditmesh.errors import (
+    BadResult,
+    DeadlineExceeded,
+    DitmeshError,
+    Draining,
+    ExecutorFailed,
+    GroupLost,
+    InternalError,
+    JobCancelled,
+)
+from ditmesh.rpc_status import as_ditmesh_error
+from ditmesh.v1 import job_pb2, node_pb2
+from ditmesh.v1 import sampler_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+POLICIES = {
+    job_pb2.FALLBACK_POLICY_UNSPECIFIED: Policy.ALLOW,
+    job_pb2.FALLBACK_POLICY_ALLOW: Policy.ALLOW,
+    job_pb2.FALLBACK_POLICY_FORBID: Policy.FORBID,
+    job_pb2.FALLBACK_POLICY_LOCAL_ONLY: Policy.LOCAL_ONLY,
+}
+# A job that costs the group twice is given to the local sampler, lest it go round for ever.
+_MAX_GROUP_LOSSES = 2
+_STOP_S = 5.0
+
+
+class Runner:
+    """Starts and ends jobs; `on_end` is called with each that ended."""
+
+    def __init__(self, scheduler: Scheduler, cluster: Cluster, metrics: telemetry.Metrics) -> None:
+        self._scheduler = scheduler
+        self._cluster = cluster
+        self._metrics = metrics
+        self._running: dict[asyncio.Task[None], JobRecord] = {}
+        self.on_end: Callable[[JobRecord], None] = lambda record: None
+
+    @property
+    def unfinished(self) -> int:
+        """Jobs that wait or run."""
+        return len(self._running)
+
+    def position(self, record: JobRecord) -> int:
+        """Claims before this job's; 0 once it runs."""
+        return self._scheduler.position(record.claim) if record.claim is not None else 0
+
+    async def drain(self, grace_s: float) -> None:
+        """Let the jobs end; those that have not after `grace_s` seconds are stopped."""
+        if self._running:
+            await asyncio.wait(self._running.keys(), timeout=grace_s)
+        for record in list(self._running.values()):
+            self.stop(record, Draining("the coordinator is shutting down", retry_after_s=1.0))
+        if self._running:
+            await asyncio.wait(self._running.keys(), timeout=_STOP_S)
+
+    def submit(self, record: JobRecord) -> None:
+        """The job's inputs are complete: it queues from now on."""
+        self.apply(record, JobEvent.COMPLETE)
+        record.task = asyncio.create_task(self._drive(record))
+        self._running[record.task] = record
+        record.task.add_done_callback(self._running.pop)
+
+    def stop(self, record: JobRecord, error: DitmeshError) -> None:
+        """End a job, wherever it is. `error` is what its clients will read."""
+        if not record.phase.ended:
+            record.error = record.error or error
+        self.apply(record, JobEvent.STOP)
+
+    def fail(self, record: JobRecord, error: DitmeshError) -> None:
+        """The job cannot be done."""
+        record.error = record.error or error
+        self.apply(record, JobEvent.FAIL)
+
+    def apply(self, record: JobRecord, event: JobEvent) -> None:
+        """Advance the job and do what its lifecycle says."""
+        for effect in record.apply(event):
+            match effect:
+                case JobEffect.WITHDRAW:
+                    if record.task is not None:
+                        record.task.cancel()
+                case JobEffect.STOP_EXECUTOR:
+                    late = isinstance(record.error, DeadlineExceeded)
+                    record.stop.set(
+                        node_pb2.STOP_REASON_DEADLINE if late else node_pb2.STOP_REASON_CANCELLED
+                    )
+                case JobEffect.REPORT:
+                    self._report(record)
+
+    def _report(self, record: JobRecord) -> None:
+        record.finish()
+        outcome = "OK" if record.error is None else record.error.reason
+        seconds = time.monotonic() - record.accepted_at
+        self._metrics.job_ended(model=record.admitted.spec.model, outcome=outcome, seconds=seconds)
+        if record.error is not None and not isinstance(record.error, JobCancelled):
+            record.span.fail(record.error)
+        record.span.set(outcome=outcome)
+        record.span.end()
+        self.on_end(record)
+
+    async def _drive(self, record: JobRecord) -> None:
+        """Claim an executor and work on it, until the job has ended."""
+        try:
+            while not record.phase.ended:
+                await self._turn(record)
+        except asyncio.CancelledError:
+            log.info("job %s was withdrawn", record.job_id)
+        except DitmeshError as error:
+            self.fail(record, error)
+        except Exception as error:
+            log.exception("job %s failed", record.job_id)
+            self.fail(record, as_ditmesh_error(error))
+
+    async def _turn(self, record: JobRecord) -> None:
+        record.claim = self._claim(record)
+        with telemetry.span("queue", parent=record.span):
+            grant = await self._scheduler.acquire(record.claim, first=record.losses > 0)
+        try:
+            self._note_fallback(record, grant)
+            self.apply(record, JobEvent.START)
+            self._ended(record, await self._run(record, grant))
+        except ExecutorFailed as error:
+            self._lost(record, grant, error)
+        finally:
+            self._scheduler.release(grant)
+
+    def _claim(self, record: JobRecord) -> Claim:
+        spec = record.admitted.spec
+        batch, _, height, width = record.admitted.latent_shape
+        guided = spec.HasField("cfg") and not math.isclose(spec.cfg, 1.0)
+        loop = asyncio.get_running_loop()
+
+        def tell(position: int) -> None:
+            record.tell(pb.SampleResponse(queue=pb.QueuePosition(position=position)))
+
+        return Claim(
+            model=spec.model,
+            policy=POLICIES[spec.fallback],
+            cells=batch * height * width,
+            steps_left=record.admitted.steps - record.step,
+            since=loop.time(),
+            deadline=record.deadline,
+            split=guided,
+            group_excluded=record.group_excluded,
+            on_position=tell,
+        )
+
+    async def _run(self, record: JobRecord, grant: Grant) -> RunEnd:
+        executor = grant.executor
+        if record.job is None:
+            raise InternalError("a job without inputs was started")
+        record.begin_segment(executor)
+        started = last = time.monotonic()
+        cells = math.prod(record.admitted.latent_shape)
+
+        def on_step(report: StepReport) -> None:
+            nonlocal last
+            now = time.monotonic()
+            self._metrics.step_done(executor=executor.name, seconds=now - last)
+            if executor.name == "local":
+                self._cluster.note_local_step(record.admitted.spec.model, cells, now - last)
+            last = now
+            record.step_done(report)
+
+        remaining = None
+        if record.deadline is not None:
+            remaining = max(record.deadline - asyncio.get_running_loop().time(), 0.0)
+        try:
+            with telemetry.span(
+                "run",
+                parent=record.span,
+                executor=executor.name,
+                epoch=executor.epoch,
+                ranks=len(executor.members),
+                first_step=record.step,
+            ):
+                return await executor.run(
+                    record.job.continued_from(record.snapshot) if record.snapshot else record.job,
+                    deadline_s=remaining,
+                    on_step=on_step,
+                    stop=record.stop,
+                )
+        finally:
+            record.segments[-1].seconds = time.monotonic() - started
+
+    def _ended(self, record: JobRecord, end: RunEnd) -> None:
+        if end.stopped == node_pb2.STOP_REASON_UNSPECIFIED:
+            record.end = end
+            self.apply(record, JobEvent.FINISH)
+            return
+        if end.stopped == node_pb2.STOP_REASON_DEADLINE:
+            record.error = record.error or DeadlineExceeded(
+                f"the deadline passed after {record.step} of {record.admitted.steps} steps"
+            )
+        record.error = record.error or JobCancelled("the job was cancelled")
+        self.apply(record, JobEvent.STOPPED)
+
+    def _lost(self, record: JobRecord, grant: Grant, error: ExecutorFailed) -> None:
+        log.warning("job %s: %s", record.job_id, error)
+        if grant.executor.name == "local":
+            self.fail(record, error)
+            return
+        record.loss = error
+        record.losses += 1
+        if isinstance(error, GroupLost):
+            self._cluster.group_failed(grant.executor, str(error))
+        if isinstance(error, BadResult) or record.losses >= _MAX_GROUP_LOSSES:
+            record.group_excluded = error.reason
+        self.apply(record, JobEvent.LOST)
+
+    def _note_fallback(self, record: JobRecord, grant: Grant) -> None:
+        """Make visible that the job did not stay, or did not go, where it belongs."""
+        decision, loss = grant.decision, record.loss
+        record.loss = None
+        if loss is None and decision.reason in ("", "LOCAL_ONLY"):
+            return
+        reason = loss.reason if loss is not None else decision.reason
+        words = "; ".join(w for w in (loss.message if loss else "", decision.message) if w)
+        source = record.segments[-1].executor if record.segments else "group"
+        done = record.segments[-1].end_step if record.segments else record.step
+        fallback = pb.Fallback(
+            to=grant.executor.name,
+            reason=reason,
+            message=words,
+            at_step=record.step,
+            repeated_steps=max(done - record.step, 0),
+        )
+        setattr(fallback, "from", source)  # a keyword of Python
+        record.fallbacks.append(fallback)
+        self._metrics.fell_back(reason=reason, source=source, target=grant.executor.name)
+        with telemetry.span(
+            "fallback",
+            parent=record.span,
+            reason=reason,
+            message=words,
+            source=source,
+            target=grant.executor.name,
+            at_step=record.step,
+        ):
+            log.warning("job %s falls back to %s: %s", record.job_id, grant.executor.name, words)

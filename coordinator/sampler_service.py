@@ -1,0 +1,170 @@
+"""`SamplerService`: decodes a client's stream, calls the job table, encodes the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from coordinator.admission import check_values
+from coordinator.config import Limits
+from coordinator.identity import identity
+from coordinator.jobs import JobTable
+from coordinator.predict_service import PredictCalls
+from coordinator.record import JobRecord, Listener
+from coordinator.runner import Runner
+from coordinator.streams import read
+from ditmesh import rpc_status, telemetry
+from ditmesh.content import ContentStore
+from ditmesh.errors import DitmeshError, InternalError, JobCancelled, ProtocolError
+from ditmesh.exchange import Receiver, chunks
+from ditmesh.v1 import sampler_pb2 as pb
+from ditmesh.v1 import sampler_pb2_grpc, tensor_pb2
+
+log = logging.getLogger(__name__)
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Requests = AsyncIterator[pb.SampleRequest]
+
+
+class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
+    """The public sampling service."""
+
+    def __init__(
+        self,
+        jobs: JobTable,
+        runner: Runner,
+        calls: PredictCalls,
+        store: ContentStore,
+        limits: Limits,
+    ) -> None:
+        self._jobs = jobs
+        self._runner = runner
+        self._calls = calls
+        self._store = store
+        self._limits = limits
+
+    async def Sample(
+        self, request_iterator: _Requests, context: _Context
+    ) -> AsyncIterator[pb.SampleResponse]:
+        """One job."""
+        try:
+            with telemetry.server_span(
+                "ditmesh.v1.SamplerService/Sample", context.invocation_metadata()
+            ):
+                async for response in self._sample(request_iterator, context):
+                    yield response
+        except DitmeshError as error:
+            await rpc_status.abort(context, error)
+        except Exception as error:
+            log.exception("Sample failed")
+            await rpc_status.abort(context, rpc_status.as_ditmesh_error(error))
+
+    async def Predict(
+        self, request_iterator: AsyncIterator[pb.PredictRequest], context: _Context
+    ) -> AsyncIterator[pb.PredictResponse]:
+        """A stream of single transformer calls."""
+        try:
+            async for response in self._calls.serve(request_iterator, identity(context)):
+                yield response
+        except DitmeshError as error:
+            await rpc_status.abort(context, error)
+        except Exception as error:
+            log.exception("Predict failed")
+            await rpc_status.abort(context, rpc_status.as_ditmesh_error(error))
+
+    async def _sample(
+        self, requests: _Requests, context: _Context
+    ) -> AsyncIterator[pb.SampleResponse]:
+        first = await read(requests, self._limits.input_timeout_s)
+        if first is None or first.WhichOneof("message") != "job":
+            raise ProtocolError("the first message of Sample must be the job", field="job")
+        scope = identity(context)
+        span = telemetry.start_span("job", job_id=first.job.job_id, model=first.job.model)
+        try:
+            record, known = self._jobs.open(
+                first.job, scope=scope, remaining_s=context.time_remaining(), span=span
+            )
+        except DitmeshError as error:
+            span.fail(error)
+            span.end()
+            raise
+        listener = self._jobs.attach(record)
+        try:
+            if not known:
+                async for response in self._take_in(record, requests):
+                    yield response
+            yield self._accepted(record, known)
+            async for response in self._follow(record, listener, requests):
+                yield response
+        finally:
+            self._jobs.detach(record, listener)
+
+    async def _take_in(
+        self, record: JobRecord, requests: _Requests
+    ) -> AsyncIterator[pb.SampleResponse]:
+        """Receive the job's tensors. A stream that ends half way ends the job."""
+        receiver = Receiver(
+            record.admitted.specs, field="job.tensors", store=self._store, scope=record.scope
+        )
+        yield pb.SampleResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
+        try:
+            while not receiver.complete:
+                request = await read(requests, self._limits.input_timeout_s)
+                kind = request.WhichOneof("message") if request is not None else None
+                if request is None:
+                    receiver.tensors()
+                elif kind == "chunk":
+                    receiver.feed(request.chunk)
+                elif kind == "cancel":
+                    raise JobCancelled("the job was cancelled before its inputs were complete")
+                else:
+                    raise ProtocolError(f"expected a chunk or cancel, got {kind}")
+            record.job = check_values(record.admitted, receiver.tensors())
+        except BaseException as error:
+            self._runner.fail(record, rpc_status.as_ditmesh_error(error))
+            self._jobs.forget(record)
+            raise
+        if record.phase.ended:
+            raise record.error or InternalError("the job ended without a reason")
+        self._runner.submit(record)
+
+    def _accepted(self, record: JobRecord, known: bool) -> pb.SampleResponse:
+        accepted = pb.JobAccepted(
+            job_id=record.job_id,
+            queue_position=self._runner.position(record),
+            steps=record.admitted.steps,
+            resumed=known,
+        )
+        return pb.SampleResponse(accepted=accepted)
+
+    async def _follow(
+        self, record: JobRecord, listener: Listener, requests: _Requests
+    ) -> AsyncIterator[pb.SampleResponse]:
+        """Progress until the end, then the result and the summary, or the error."""
+        canceller = asyncio.create_task(self._await_cancel(record, requests))
+        try:
+            while (message := await listener.next()) is not None:
+                yield message
+        finally:
+            canceller.cancel()
+        if record.error is not None:
+            raise record.error
+        if record.end is None or record.end.result is None:
+            raise InternalError("the job ended without a result")
+        yield pb.SampleResponse(result=record.end.result)
+        for chunk in chunks(record.end.tensors, range(len(record.end.tensors))):
+            yield pb.SampleResponse(chunk=chunk)
+        yield pb.SampleResponse(summary=record.summary())
+
+    async def _await_cancel(self, record: JobRecord, requests: _Requests) -> None:
+        """A cancel ends the job; a stream that merely ends does not."""
+        with contextlib.suppress(grpc.aio.AioRpcError, StopAsyncIteration):
+            async for request in requests:
+                if request.WhichOneof("message") == "cancel":
+                    self._runner.stop(record, JobCancelled("the client cancelled the job"))

@@ -1,0 +1,140 @@
+"""The queue: whoever wants an executor claims one, and the ladder says which and when."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from coordinator.cluster import Cluster
+from coordinator.executors import Executor
+from coordinator.lifecycle.ladder import Decision, JobFacts, Policy, Rung, decide
+from ditmesh.errors import DeadlineExceeded, Unavailable
+
+_RETRY_AFTER_S = 5.0
+
+
+@dataclass(frozen=True)
+class Grant:
+    """An executor to work on. `decision` says why it is not the group, if it is not."""
+
+    executor: Executor
+    decision: Decision
+
+
+@dataclass(eq=False)
+class Claim:
+    """A wish for an executor, for one job or one transformer call.
+
+    `cells`: latent cells of the batch; `since` and `deadline` are on the loop's clock.
+    """
+
+    model: str
+    policy: Policy
+    cells: int
+    steps_left: int
+    since: float
+    deadline: float | None = None
+    split: bool = False
+    group_excluded: str = ""
+    on_position: Callable[[int], None] = lambda position: None
+    granted: asyncio.Future[Grant] = field(default_factory=asyncio.Future)
+
+
+class Scheduler:
+    """First come, first served, for each executor. Everything happens on the event loop."""
+
+    def __init__(self, cluster: Cluster, *, regroup_wait_s: float) -> None:
+        self._cluster = cluster
+        self._regroup_wait_s = regroup_wait_s
+        self._waiting: list[Claim] = []
+        self._wake: asyncio.TimerHandle | None = None
+        self._pump_due = False
+        cluster.on_change = self._pump_soon
+
+    @property
+    def waiting(self) -> int:
+        """Claims that wait."""
+        return len(self._waiting)
+
+    def position(self, claim: Claim) -> int:
+        """Claims before this one; 0 for the next, and for one that has its executor."""
+        return self._waiting.index(claim) if claim in self._waiting else 0
+
+    async def acquire(self, claim: Claim, *, first: bool = False) -> Grant:
+        """Wait for an executor; `first` puts the claim before all others.
+
+        Raises Unavailable when nothing can or may take it, DeadlineExceeded when that would
+        be too late. Cancelling the wait withdraws the claim.
+        """
+        self._waiting.insert(0 if first else len(self._waiting), claim)
+        self.pump()
+        try:
+            return await claim.granted
+        except asyncio.CancelledError:
+            if claim.granted.done() and not claim.granted.cancelled():
+                # Granted in the same moment: nobody will use it.
+                self._cluster.give_back(claim.granted.result().executor)
+            raise
+        finally:
+            if claim in self._waiting:
+                self._waiting.remove(claim)
+                self.pump()
+
+    def release(self, grant: Grant) -> None:
+        """The work is over; the next claim moves up."""
+        self._cluster.give_back(grant.executor)
+
+    def pump(self) -> None:
+        """Give every claim that can move its executor. Called whenever anything changes."""
+        for claim in list(self._waiting):
+            if not claim.granted.done():
+                self._consider(claim)
+        self._waiting = [claim for claim in self._waiting if not claim.granted.done()]
+        for position, claim in enumerate(self._waiting):
+            claim.on_position(position)
+
+    def _pump_soon(self) -> None:
+        """Pump once, after whatever is going on: changes come in bursts and from within pumps."""
+        if not self._pump_due:
+            self._pump_due = True
+            asyncio.get_running_loop().call_soon(self._pump_now)
+
+    def _pump_now(self) -> None:
+        self._pump_due = False
+        self.pump()
+
+    def _consider(self, claim: Claim) -> None:
+        now = asyncio.get_running_loop().time()
+        model = self._cluster.models().get(claim.model)
+        group = self._cluster.group_facts(model, since=claim.since)
+        decision = decide(
+            JobFacts(
+                claim.policy,
+                None if claim.deadline is None else claim.deadline - now,
+                claim.group_excluded,
+            ),
+            group,
+            self._cluster.local_facts(model, claim.cells, claim.steps_left),
+            regroup_wait_s=self._regroup_wait_s,
+        )
+        match decision.rung:
+            case Rung.GROUP:
+                executor = self._cluster.take_group(split=claim.split)
+                claim.granted.set_result(Grant(executor, decision))
+            case Rung.LOCAL:
+                claim.granted.set_result(Grant(self._cluster.take_local(), decision))
+            case Rung.REFUSE if decision.reason == "TOO_SLOW":
+                claim.granted.set_exception(DeadlineExceeded(decision.message))
+            case Rung.REFUSE:
+                claim.granted.set_exception(
+                    Unavailable(decision.message, retry_after_s=_RETRY_AFTER_S)
+                )
+            case Rung.WAIT if not group.ready:
+                self._look_again(self._regroup_wait_s - group.waited_s)
+
+    def _look_again(self, seconds: float) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        loop = asyncio.get_running_loop()
+        self._wake = loop.call_later(max(seconds, 0.05), self.pump)

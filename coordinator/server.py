@@ -1,0 +1,163 @@
+"""Puts the coordinator together and serves until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from coordinator.cluster import Cluster
+from coordinator.cluster_service import ClusterServicer
+from coordinator.config import CoordinatorConfig
+from coordinator.group import GroupManager
+from coordinator.jobs import JobTable
+from coordinator.meshes import MeshPlan
+from coordinator.nodes import NodeLink
+from coordinator.predict_service import PredictCalls
+from coordinator.rendezvous import Rendezvous
+from coordinator.runner import Runner
+from coordinator.sampler_service import SamplerServicer
+from coordinator.scheduler import Scheduler
+from ditmesh import telemetry
+from ditmesh.content import ContentStore
+from ditmesh.v1 import cluster_pb2, cluster_pb2_grpc, sampler_pb2, sampler_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 8 << 20),
+    ("grpc.max_send_message_length", 8 << 20),
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+_SERVICES = (
+    sampler_pb2.DESCRIPTOR.services_by_name["SamplerService"].full_name,
+    cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name,
+)
+
+
+def run(config: CoordinatorConfig) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    logging.basicConfig(
+        level=config.log_level, format="%(asctime)s coordinator %(levelname)s %(message)s"
+    )
+    exporting = telemetry.setup(config.telemetry)
+    try:
+        asyncio.run(Coordinator(config, exporting.metrics).serve())
+    finally:
+        exporting.shutdown()
+    return 0
+
+
+class Coordinator:
+    """Every part, wired once."""
+
+    def __init__(self, config: CoordinatorConfig, metrics: telemetry.Metrics) -> None:
+        """Raises OSError for an address that cannot be had, InvalidMesh for impossible degrees."""
+        self._config = config
+        addresses = resolve(config.nodes)
+        plan = MeshPlan(len(addresses), config.mesh, config.cfg_split, config.min_ranks)
+        self._rendezvous = Rendezvous(config.rendezvous_host, config.rendezvous_port)
+        self._group_arguments = (addresses, plan)
+        self._metrics = metrics
+
+    async def serve(self) -> None:
+        """Run until a signal, then drain."""
+        config, limits, timing = self._config, self._config.limits, self._config.timing
+        addresses, plan = self._group_arguments
+        group = GroupManager(
+            addresses,
+            plan,
+            rendezvous=self._rendezvous.address,
+            timing=timing,
+            preload=config.preload,
+        )
+        local = NodeLink(config.local_address) if config.local_address else None
+        cluster = Cluster(group, local)
+        scheduler = Scheduler(cluster, regroup_wait_s=timing.regroup_wait)
+        runner = Runner(scheduler, cluster, self._metrics)
+        jobs = JobTable(runner, cluster.models, limits, timing)
+        store = ContentStore(limits.content_bytes)
+        calls = PredictCalls(scheduler, cluster, self._metrics, store, limits)
+        self._metrics.observe_load(
+            queue_length=lambda: scheduler.waiting, bytes_in_flight=lambda: jobs.bytes_in_flight
+        )
+
+        server = grpc.aio.server(options=_OPTIONS)
+        sampler_pb2_grpc.add_SamplerServiceServicer_to_server(
+            SamplerServicer(jobs, runner, calls, store, limits), server
+        )
+        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
+            ClusterServicer(cluster, scheduler, runner, jobs, limits.in_flight_bytes), server
+        )
+        health_servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        reflection.enable_server_reflection(
+            (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+        _bind(server, config.listen)
+        stopping = _stop_event()
+        following = asyncio.create_task(local.watch()) if local is not None else None
+        group.start()
+        await server.start()
+        for name in ("", *_SERVICES):
+            await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+        log.info("listening on %s, rendezvous on %s", config.listen, self._rendezvous.address)
+
+        await stopping.wait()
+        log.info("draining")
+        jobs.drain()
+        await health_servicer.enter_graceful_shutdown()
+        await runner.drain(timing.grace)
+        await server.stop(_CLOSE_S)
+        await group.close()
+        if local is not None and following is not None:
+            following.cancel()
+            await local.close()
+
+
+_CLOSE_S = 2.0
+
+
+def resolve(nodes: tuple[str, ...]) -> tuple[str, ...]:
+    """The address of every node: each host:port with its name resolved, in order, once each.
+
+    A name with several addresses, such as a headless service, stands for them all. Raises OSError
+    for a name that does not resolve and ValueError for what is not host:port.
+    """
+    found: dict[str, None] = {}
+    for node in nodes:
+        if node.startswith("unix:"):
+            found[node] = None
+            continue
+        host, colon, port = node.rpartition(":")
+        if not colon or not port.isdecimal():
+            raise ValueError(f"node {node!r} is not host:port")
+        for family, _, _, _, address in socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM
+        ):
+            literal = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
+            found[f"{literal}:{port}"] = None
+    return tuple(found)
+
+
+def _bind(server: grpc.aio.Server, address: str) -> None:
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise OSError(f"cannot listen on {address}: is the port taken?")
+
+
+def _stop_event() -> asyncio.Event:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    return stopping

@@ -1,0 +1,88 @@
+"""What differs between a rank of a group and the coordinator's local sampler."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ditmesh.errors import StaleEpoch
+from ditmesh.executor.control import Control, LocalControl, StopFlag
+from ditmesh.executor.models import ModelCache
+from ditmesh.models.model import LocalModel, Model
+from ditmesh.v1 import node_pb2 as pb
+
+
+class Engine(Protocol):
+    """Models and meshes of one process. Called on the torch thread unless said otherwise."""
+
+    @property
+    def cache(self) -> ModelCache:
+        """Weights in memory."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The group this process is in, 0 for none. Any thread."""
+        ...
+
+    def require(self, epoch: int, mesh: int) -> None:
+        """Raises StaleEpoch unless this process is in that group and mesh. Any thread."""
+        ...
+
+    def leads(self, mesh: int) -> bool:
+        """Whether this process is the one of the mesh that answers. Any thread."""
+        ...
+
+    def model(self, name: str, mesh: int) -> Model:
+        """The model on a mesh, loaded if need be. Raises UnknownModel or DamagedModel."""
+        ...
+
+    def control(self, mesh: int, flag: StopFlag) -> Control:
+        """The control of a job on a mesh."""
+        ...
+
+    def join(self, request: pb.JoinGroupRequest) -> None:
+        """Form the group with the other ranks; returns when all have joined."""
+        ...
+
+    def abort(self) -> None:
+        """Break whatever the group is doing. Any thread; the torch thread may be stuck."""
+        ...
+
+    def leave(self) -> None:
+        """Drop the group's communicators."""
+        ...
+
+
+class LocalEngine:
+    """One process by itself: no group, epoch 0, mesh 0."""
+
+    def __init__(self, cache: ModelCache) -> None:
+        self.cache = cache
+        self.epoch = 0
+
+    def require(self, epoch: int, mesh: int) -> None:
+        """See `Engine.require`."""
+        if epoch or mesh:
+            raise StaleEpoch(f"this is a local sampler; it has no epoch {epoch}, mesh {mesh}")
+
+    def leads(self, mesh: int) -> bool:
+        """Always: it is alone."""
+        return True
+
+    def model(self, name: str, mesh: int) -> Model:
+        """See `Engine.model`."""
+        return LocalModel(self.cache.catalogue.get(name), self.cache.get(name))
+
+    def control(self, mesh: int, flag: StopFlag) -> Control:
+        """See `Engine.control`."""
+        return LocalControl(flag)
+
+    def join(self, request: pb.JoinGroupRequest) -> None:
+        """Raises StaleEpoch: a local sampler joins no group."""
+        raise StaleEpoch("this is a local sampler; it joins no group")
+
+    def abort(self) -> None:
+        """Nothing to break."""
+
+    def leave(self) -> None:
+        """Nothing to leave."""

@@ -1,0 +1,116 @@
+"""From a job's messages to the task that the loop runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ditmesh import sampling
+from ditmesh.errors import InvalidRequest
+from ditmesh.executor.loop import Tap, Task, to_device
+from ditmesh.models.family import Conditioning
+from ditmesh.models.model import Model
+from ditmesh.sampling import Denoiser, GuidedDenoiser, InpaintDenoiser, State
+from ditmesh.tensors import WireTensor
+from ditmesh.torch_tensors import to_torch
+from ditmesh.v1 import job_pb2 as pb
+
+
+def build_task(spec: pb.JobSpec, tensors: Sequence[WireTensor], model: Model) -> Task:
+    """Everything a job needs, on the model's device.
+
+    The spec is one that the coordinator has checked: its sigmas are explicit, its latent has
+    the model's channels. Raises InvalidRequest for a spec that still cannot be run.
+    """
+    reader = _Reader(tensors, model.device)
+    process = model.family.process(spec.shift if spec.HasField("shift") else None)
+    sigmas = torch.tensor(list(spec.schedule.explicit.sigmas), dtype=torch.float32)
+    plan = sampling.make_plan(spec.sampler, sigmas, process, seed=spec.seed)
+    latent = _latent(spec, reader, model)
+    noise = _noise(spec, reader, latent)
+    begin = sampling.begin(plan, noise, latent)
+    start = begin
+    if spec.HasField("state") and spec.state.sampler_revision == plan.revision:
+        start = to_device(_state(spec.state, reader), model.device)
+    denoise = _denoiser(spec, reader, model, latent, noise)
+    end = spec.stop_after_step if spec.HasField("stop_after_step") else plan.steps
+    return Task(plan, begin, start, min(end, plan.steps), Tap(denoise), model.family.latent_format)
+
+
+def conditioning(message: pb.Conditioning, reader: _Reader) -> Conditioning:
+    """A branch's conditioning on the device."""
+    if not message.HasField("text"):
+        raise InvalidRequest("conditioning has no text embedding", field="conditioning.text")
+    guidance = torch.tensor(list(message.guidance), dtype=torch.float32, device=reader.device)
+    return Conditioning(
+        text=reader[message.text],
+        pooled=reader[message.pooled] if message.HasField("pooled") else None,
+        guidance=guidance if len(guidance) else None,
+        extra={name: reader[index] for name, index in message.extra.items()},
+    )
+
+
+def tensor_reader(tensors: Sequence[WireTensor], device: torch.device) -> _Reader:
+    """Index -> torch tensor on the device, each moved once."""
+    return _Reader(tensors, device)
+
+
+class _Reader:
+    def __init__(self, tensors: Sequence[WireTensor], device: torch.device) -> None:
+        self._tensors = tensors
+        self._moved: dict[int, Tensor] = {}
+        self.device = device
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index not in self._moved:
+            self._moved[index] = to_torch(self._tensors[index], self.device)
+        return self._moved[index]
+
+
+def _latent(spec: pb.JobSpec, reader: _Reader, model: Model) -> Tensor:
+    if spec.WhichOneof("latent") == "latent_tensor":
+        return reader[spec.latent_tensor].float()
+    empty = spec.empty_latent
+    shape = (empty.batch, model.info.latent_channels, empty.height, empty.width)
+    return torch.zeros(shape, device=reader.device)
+
+
+def _noise(spec: pb.JobSpec, reader: _Reader, latent: Tensor) -> Tensor:
+    kind = spec.noise.WhichOneof("kind")
+    if kind == "tensor":
+        return reader[spec.noise.tensor].float()
+    if kind == "none":
+        return torch.zeros_like(latent)
+    index = list(spec.noise.seeded.batch_index) or None
+    return sampling.initial_noise(tuple(latent.shape), spec.seed, batch_index=index).to(
+        latent.device
+    )
+
+
+def _state(message: pb.JobState, reader: _Reader) -> State:
+    history: Mapping[str, Tensor] = {name: reader[i] for name, i in message.history.items()}
+    return State(
+        step=message.step,
+        latent=reader[message.latent],
+        history=history,
+        noise_draws=message.noise_draws,
+        revision=message.sampler_revision,
+    )
+
+
+def _denoiser(
+    spec: pb.JobSpec, reader: _Reader, model: Model, latent: Tensor, noise: Tensor
+) -> Denoiser:
+    positive = conditioning(spec.positive, reader)
+    negative = conditioning(spec.negative, reader) if spec.negative.HasField("text") else None
+    guided = GuidedDenoiser(
+        model.evaluate, positive, negative, spec.cfg if spec.HasField("cfg") else 1.0
+    )
+    if not spec.HasField("noise_mask"):
+        return guided
+    process = model.family.process(spec.shift if spec.HasField("shift") else None)
+    mask = sampling.prepare_mask(reader[spec.noise_mask].float(), tuple(latent.shape))
+    kept = sampling.inpaint_noise(spec.sampler, noise, spec.seed)
+    return InpaintDenoiser(guided, process, mask=mask, noise=kept, latent_image=latent)

@@ -1,0 +1,92 @@
+"""The process around an engine: gRPC server, health, reflection, signals, orderly end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import grpc
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from ditmesh import telemetry
+from ditmesh.executor.engine import Engine
+from ditmesh.executor.servicer import NodeServicer, ServicerLimits
+from ditmesh.v1 import node_pb2, node_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+STUCK_EXIT_CODE = 70
+"""Exit code of a process whose torch thread could not be freed: restart it."""
+
+_SERVICE = node_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name
+# Every open stream holds a thread: one watch, runs, predict lanes, health checks, and room.
+_THREADS = 24
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 8 << 20),
+    ("grpc.max_send_message_length", 8 << 20),
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+)
+
+
+@dataclass(frozen=True)
+class ExecutorConfig:
+    """What a computing process is told. `grace_s`: for the work in hand after SIGTERM."""
+
+    listen: str
+    telemetry: telemetry.TelemetryConfig
+    limits: ServicerLimits = field(default_factory=ServicerLimits)
+    grace_s: float = 10.0
+    threads: int = 1
+    """Threads of torch on the CPU."""
+
+
+def serve(config: ExecutorConfig, make_engine: Callable[[], tuple[Engine, torch.device]]) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. Raises OSError for a taken port."""
+    torch.set_num_threads(config.threads)
+    signals = {signal.SIGTERM, signal.SIGINT}
+    # Blocked before any thread starts, so that all of them leave the signals to sigwait.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    exporting = telemetry.setup(config.telemetry)
+    engine, device = make_engine()
+    servicer = NodeServicer(engine, device=device, limits=config.limits, give_up=_give_up)
+    server = grpc.server(ThreadPoolExecutor(_THREADS, "grpc"), options=_OPTIONS)
+    node_pb2_grpc.add_NodeServiceServicer_to_server(servicer, server)
+    health_servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    bind(server, config.listen)
+    server.start()
+    for name in ("", _SERVICE):
+        health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    log.info("listening on %s, %s", config.listen, device)
+    signal.sigwait(signals)
+    health_servicer.enter_graceful_shutdown()
+    servicer.drain()
+    server.stop(config.grace_s).wait()
+    servicer.close()
+    exporting.shutdown()
+    return 0
+
+
+def bind(server: grpc.Server, address: str) -> None:
+    """Listen at host:port or unix:path. Raises OSError when that cannot be had."""
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if not port and not address.startswith("unix:"):
+        raise OSError(f"cannot listen on {address}: is the port taken?")
+
+
+def _give_up(why: str) -> None:
+    log.critical("%s; leaving, to be restarted", why)
+    logging.shutdown()
+    os._exit(STUCK_EXIT_CODE)

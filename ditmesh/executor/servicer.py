@@ -1,0 +1,197 @@
+"""`NodeService` on any executor: a thin shell around engine, sessions and one torch thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grpc
+import torch
+
+from ditmesh import rpc_status
+from ditmesh.content import ContentStore
+from ditmesh.errors import DitmeshError, Draining
+from ditmesh.executor.device import memory_bytes
+from ditmesh.executor.engine import Engine
+from ditmesh.executor.predict import PredictSession
+from ditmesh.executor.session import RunSession
+from ditmesh.models.describe import describe
+from ditmesh.v1 import node_pb2 as pb
+from ditmesh.v1 import node_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+_REFRESH_S = 5.0
+
+
+@dataclass(frozen=True)
+class ServicerLimits:
+    """Bytes that one request may declare, and bytes of repeated tensors to keep."""
+
+    max_request_bytes: int = 1 << 30
+    content_bytes: int = 256 << 20
+
+
+class NodeServicer(node_pb2_grpc.NodeServiceServicer):
+    """Serves one engine. Handlers wait; the torch thread works."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        device: torch.device,
+        limits: ServicerLimits,
+        give_up: Callable[[str], None],
+    ) -> None:
+        """`give_up` ends the process when the torch thread cannot be freed."""
+        self._engine = engine
+        self._device = device
+        self._limits = limits
+        self._give_up = give_up
+        self._store = ContentStore(limits.content_bytes)
+        self._torch_thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
+        self._incarnation = uuid.uuid4().hex
+        self._changed = threading.Condition()
+        self._version = 0
+        self._draining = False
+
+    def Watch(
+        self, request: pb.WatchRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.WatchResponse]:
+        """The state now, at every change, and every few seconds for the memory figures."""
+        context.add_callback(self._notify)
+        while context.is_active():
+            with self._changed:
+                seen = self._version
+            yield self._status()
+            with self._changed:
+                self._changed.wait_for(lambda seen=seen: self._version != seen, _REFRESH_S)  # type: ignore[misc]
+
+    def JoinGroup(
+        self, request: pb.JoinGroupRequest, context: grpc.ServicerContext
+    ) -> pb.JoinGroupResponse:
+        """Leave the old group and join the new one."""
+        try:
+            if self._draining:
+                raise Draining("this node is shutting down", retry_after_s=5.0)
+            self._free_torch_thread()
+            self._torch_thread.submit(self._engine.join, request).result()
+        except Exception as error:
+            self._fail(context, error)
+        self._notify()
+        return pb.JoinGroupResponse()
+
+    def LeaveGroup(
+        self, request: pb.LeaveGroupRequest, context: grpc.ServicerContext
+    ) -> pb.LeaveGroupResponse:
+        """Abort and leave, if the node is still in that group."""
+        try:
+            if self._engine.epoch == request.epoch:
+                self._free_torch_thread()
+        except Exception as error:
+            self._fail(context, error)
+        self._notify()
+        return pb.LeaveGroupResponse()
+
+    def LoadModel(
+        self, request: pb.LoadModelRequest, context: grpc.ServicerContext
+    ) -> pb.LoadModelResponse:
+        """Load weights on the torch thread."""
+        try:
+            seconds = self._torch_thread.submit(self._engine.cache.load, request.model).result()
+        except Exception as error:
+            self._fail(context, error)
+        self._notify()
+        return pb.LoadModelResponse(seconds=seconds)
+
+    def Run(
+        self, request_iterator: Iterator[pb.RunRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.RunResponse]:
+        """One job."""
+        session = RunSession(
+            self._engine,
+            self._torch_thread,
+            self._store,
+            max_bytes=self._limits.max_request_bytes,
+        )
+        try:
+            yield from session.serve(request_iterator, context)
+        except Exception as error:
+            self._fail(context, error)
+        self._notify()
+
+    def PredictStep(
+        self,
+        request_iterator: Iterator[pb.PredictStepRequest],
+        context: grpc.ServicerContext,
+    ) -> Iterator[pb.PredictStepResponse]:
+        """A stream of single calls."""
+        session = PredictSession(
+            self._engine,
+            self._torch_thread,
+            self._store,
+            max_bytes=self._limits.max_request_bytes,
+        )
+        try:
+            yield from session.serve(request_iterator)
+        except Exception as error:
+            self._fail(context, error)
+
+    def drain(self) -> None:
+        """Tell the coordinator that this process is going."""
+        self._draining = True
+        self._notify()
+
+    def close(self) -> None:
+        """Leave the group and stop the torch thread."""
+        self._free_torch_thread()
+        self._torch_thread.shutdown(wait=False, cancel_futures=True)
+
+    def _free_torch_thread(self) -> None:
+        """Abort the group and leave it. A thread that stays stuck is the end of the process."""
+        if not self._engine.epoch:
+            return
+        self._engine.abort()
+        try:
+            self._torch_thread.submit(self._engine.leave).result(timeout=_FREE_S)
+        except TimeoutError:
+            self._give_up("the torch thread is stuck in a collective that cannot be aborted")
+
+    def _status(self) -> pb.WatchResponse:
+        total, used = memory_bytes(self._device)
+        cache = self._engine.cache
+        return pb.WatchResponse(
+            incarnation=self._incarnation,
+            pid=os.getpid(),
+            device=_device_name(self._device),
+            memory_total_bytes=total,
+            memory_used_bytes=used,
+            models=[
+                pb.NodeModel(model=describe(info), loaded=name in cache.loaded)
+                for name, info in cache.catalogue.models.items()
+            ],
+            epoch=self._engine.epoch,
+            draining=self._draining,
+        )
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._version += 1
+            self._changed.notify_all()
+
+    def _fail(self, context: grpc.ServicerContext, error: Exception) -> None:
+        if not isinstance(error, DitmeshError) and context.is_active():
+            log.exception("request failed")
+        rpc_status.abort_sync(context, rpc_status.as_ditmesh_error(error))
+
+
+_FREE_S = 5.0
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

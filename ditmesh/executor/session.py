@@ -1,0 +1,208 @@
+"""One job's stream on an executor: inputs in, states and result out."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Executor as ThreadPool
+from concurrent.futures import Future
+
+import grpc
+import numpy as np
+from torch import Tensor
+
+from ditmesh import telemetry
+from ditmesh.content import ContentStore
+from ditmesh.errors import DitmeshError, ExecutorFailed, ProtocolError
+from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.executor.control import GO_ON, Control, StopFlag
+from ditmesh.executor.engine import Engine
+from ditmesh.executor.inputs import build_task
+from ditmesh.executor.loop import Outcome, StepDone, Task, run
+from ditmesh.jobs import Job
+from ditmesh.models.latents import LatentFormat
+from ditmesh.sampling import State
+from ditmesh.tensors import WireTensor
+from ditmesh.torch_tensors import from_torch
+from ditmesh.v1 import job_pb2, node_pb2, sampler_pb2, tensor_pb2
+
+log = logging.getLogger(__name__)
+
+_Published = StepDone | Future[Outcome]
+
+
+class RunSession:
+    """Drives `NodeService.Run`. The handler's thread serialises; the torch thread computes."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        torch_thread: ThreadPool,
+        store: ContentStore,
+        *,
+        max_bytes: int,
+    ) -> None:
+        self._engine = engine
+        self._torch_thread = torch_thread
+        self._store = store
+        self._max_bytes = max_bytes
+        self._published: queue.SimpleQueue[_Published] = queue.SimpleQueue()
+
+    def serve(
+        self, requests: Iterator[node_pb2.RunRequest], context: grpc.ServicerContext
+    ) -> Iterator[node_pb2.RunResponse]:
+        """Answer one stream. Raises the errors of `ditmesh.errors`."""
+        first = next(requests, None)
+        if first is None or first.WhichOneof("message") != "job":
+            raise ProtocolError("the first message of Run must be the job", field="job")
+        order = first.job
+        self._engine.require(order.epoch, order.mesh)
+        with telemetry.server_span(
+            "ditmesh.v1.NodeService/Run",
+            context.invocation_metadata(),
+            job_id=order.job.job_id,
+            epoch=order.epoch,
+            model=order.job.model,
+            sampler=order.job.sampler,
+        ):
+            job = yield from self._receive(order, requests)
+            deadline = order.deadline_seconds if order.HasField("deadline_seconds") else None
+            flag = StopFlag(deadline)
+            task = self._torch_thread.submit(self._prepare, job, order.mesh).result()
+            yield node_pb2.RunResponse(ready=node_pb2.RunReady())
+            if not _wait_for_start(requests, flag):
+                return
+            context.add_callback(lambda: flag.set(node_pb2.STOP_REASON_PREEMPTED))
+            threading.Thread(target=_listen, args=(requests, flag), daemon=True).start()
+            yield from self._run(task, job, order.mesh, flag)
+
+    def _receive(
+        self, order: node_pb2.RunJob, requests: Iterator[node_pb2.RunRequest]
+    ) -> Generator[node_pb2.RunResponse, None, Job]:
+        specs = read_specs(order.job.tensors, field="job.tensors", max_bytes=self._max_bytes)
+        receiver = Receiver(specs, field="job.tensors", store=self._store)
+        needed = tensor_pb2.TensorsNeeded(tensors=receiver.needed)
+        yield node_pb2.RunResponse(needed=needed)
+        while not receiver.complete:
+            request = next(requests, None)
+            if request is None:
+                receiver.tensors()
+            elif request.WhichOneof("message") == "chunk":
+                receiver.feed(request.chunk)
+            else:
+                raise ProtocolError("expected a chunk of the job's tensors")
+        return Job(order.job, receiver.tensors())
+
+    def _prepare(self, job: Job, mesh: int) -> Task:
+        model = self._engine.model(job.spec.model, mesh)
+        return build_task(job.spec, job.tensors, model)
+
+    def _run(
+        self, task: Task, job: Job, mesh: int, flag: StopFlag
+    ) -> Iterator[node_pb2.RunResponse]:
+        leads = self._engine.leads(mesh)
+        publish = self._published.put if leads else _ignore
+        started = time.monotonic()
+        span = telemetry.current_span()
+        control = self._engine.control(mesh, flag)
+        future = self._torch_thread.submit(_work, task, control, publish)
+        future.add_done_callback(self._published.put)
+        while isinstance(item := self._published.get(), StepDone):
+            span.event("step", step=item.state.step, sigma=item.sigma, seconds=item.seconds)
+            yield from _state_messages(item, job.spec, task.latent_format)
+        outcome = item.result()
+        if leads and outcome.stopped == GO_ON:
+            yield from _result_messages(outcome, job.spec)
+        done = node_pb2.RunDone(stopped=outcome.stopped, seconds=time.monotonic() - started)
+        yield node_pb2.RunResponse(done=done)
+
+
+def _work(task: Task, control: Control, publish: Callable[[StepDone], None]) -> Outcome:
+    """`run`, with whatever the model or a collective raises told as a failure of this executor."""
+    try:
+        return run(task, control, publish)
+    except DitmeshError:
+        raise
+    except Exception as error:
+        log.exception("the run failed")
+        raise ExecutorFailed(f"{type(error).__name__}: {error}") from error
+
+
+def _ignore(step: StepDone) -> None:
+    """Every rank computes each state; only the leader's is sent."""
+
+
+def _wait_for_start(requests: Iterator[node_pb2.RunRequest], flag: StopFlag) -> bool:
+    request = next(requests, None)
+    kind = request.WhichOneof("message") if request is not None else None
+    if request is not None and kind == "stop":
+        flag.set(request.stop.reason)
+    elif kind not in ("start", None):
+        raise ProtocolError(f"expected start or stop, got {kind}")
+    return kind == "start"
+
+
+def _listen(requests: Iterator[node_pb2.RunRequest], flag: StopFlag) -> None:
+    """Pass on a stop that comes while the job runs."""
+    try:
+        for request in requests:
+            if request.WhichOneof("message") == "stop":
+                flag.set(request.stop.reason)
+    except grpc.RpcError:
+        # The stream broke; the context's callback has set the flag.
+        log.debug("run stream closed by the coordinator")
+
+
+def encode_state(state: State) -> tuple[job_pb2.JobState, tuple[WireTensor, ...]]:
+    """The state as a message and its tensors: the latent, then the history by name."""
+    names = sorted(state.history)
+    message = job_pb2.JobState(
+        step=state.step,
+        noise_draws=state.noise_draws,
+        sampler_revision=state.revision,
+        latent=0,
+        history={name: i + 1 for i, name in enumerate(names)},
+    )
+    tensors = (state.latent, *(state.history[name] for name in names))
+    return message, tuple(from_torch(t) for t in tensors)
+
+
+def _state_messages(
+    done: StepDone, spec: job_pb2.JobSpec, latent_format: LatentFormat
+) -> Iterator[node_pb2.RunResponse]:
+    message, tensors = encode_state(done.state)
+    update = node_pb2.StateUpdate(
+        tensors=[t.spec.to_proto() for t in tensors], state=message, sigma=done.sigma
+    )
+    every = spec.preview.every_steps if spec.HasField("preview") else 0
+    if every and done.state.step % every == 0 and done.denoised is not None:
+        update.preview.CopyFrom(_preview(done.denoised, latent_format))
+    yield node_pb2.RunResponse(state=update)
+    for chunk in chunks(tensors, range(len(tensors))):
+        yield node_pb2.RunResponse(chunk=chunk)
+
+
+def _preview(denoised: Tensor, latent_format: LatentFormat) -> tensor_pb2.InlineTensor:
+    latents = denoised.float().cpu().numpy()
+    pictures = np.stack([latent_format.preview_rgb(latent) for latent in latents])
+    tensor = WireTensor.from_numpy(pictures)
+    return tensor_pb2.InlineTensor(spec=tensor.spec.to_proto(), data=bytes(tensor.data))
+
+
+def _result_messages(outcome: Outcome, spec: job_pb2.JobSpec) -> Iterator[node_pb2.RunResponse]:
+    tensors: tuple[WireTensor, ...] = (from_torch(outcome.latent),)
+    result = sampler_pb2.SampleResult(latent=0)
+    if spec.return_state:
+        message, extra = encode_state(outcome.state)
+        message.latent += 1
+        for name in message.history:
+            message.history[name] += 1
+        tensors += extra
+        result.state.CopyFrom(message)
+    result.tensors.extend(t.spec.to_proto() for t in tensors)
+    yield node_pb2.RunResponse(result=result)
+    for chunk in chunks(tensors, range(len(tensors))):
+        yield node_pb2.RunResponse(chunk=chunk)

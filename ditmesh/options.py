@@ -1,0 +1,79 @@
+"""Command-line options that several processes share, read once at start."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ditmesh.telemetry import EXPORTERS, TelemetryConfig
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+def add_telemetry(parser: argparse.ArgumentParser) -> None:
+    """Options for traces and metrics."""
+    group = parser.add_argument_group("telemetry")
+    group.add_argument(
+        "--exporter",
+        action="append",
+        choices=EXPORTERS,
+        default=None,
+        help="where spans go; may be repeated (default: file if --trace-file is given, else none)",
+    )
+    group.add_argument(
+        "--otlp-endpoint",
+        default=os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4317"),
+        help="OTLP/gRPC collector (default: $OTEL_EXPORTER_OTLP_ENDPOINT or %(default)s)",
+    )
+    group.add_argument("--trace-file", type=Path, help="one JSON line a span")
+    group.add_argument(
+        "--prometheus", default="", metavar="HOST:PORT", help="serve metrics as text at /metrics"
+    )
+    parser.add_argument(
+        "--log-level", default="INFO", choices=LOG_LEVELS, help="default: %(default)s"
+    )
+
+
+def telemetry_config(
+    args: argparse.Namespace, service: str, instance: str = "", *, metrics: bool = False
+) -> TelemetryConfig:
+    """The telemetry of one process. `metrics`: it serves the Prometheus endpoint, if any."""
+    exporters = args.exporter or (["file"] if args.trace_file else [])
+    return TelemetryConfig(
+        service,
+        service_instance=instance,
+        exporters=tuple(exporters),
+        otlp_endpoint=args.otlp_endpoint,
+        trace_file=args.trace_file,
+        prometheus_address=args.prometheus if metrics else "",
+    )
+
+
+def bounded(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: a number of `kind` from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def port_number(text: str) -> int:
+    """An argparse type: a TCP port, 1 to 65535."""
+    return int(bounded(int, 1, 65535)(text))
+
+
+def host_port(text: str) -> str:
+    """An argparse type: host:port."""
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is not host:port")
+    return text

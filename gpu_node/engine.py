@@ -1,0 +1,149 @@
+"""The engine of a rank: models on the meshes of the group that it is in."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+
+from ditmesh.errors import BadResult, GroupLost, StaleEpoch
+from ditmesh.executor.control import Control, StopFlag, StopReason
+from ditmesh.executor.models import ModelCache
+from ditmesh.mesh import MeshSpec
+from ditmesh.models.model import Model
+from ditmesh.sampling import State
+from ditmesh.v1 import node_pb2 as pb
+from gpu_node.parallel import runtime
+from gpu_node.parallel.model import MeshModel
+
+log = logging.getLogger(__name__)
+
+_STORE_TIMEOUT = timedelta(seconds=30)
+
+
+class GroupEngine:
+    """Models and meshes of one rank. See `ditmesh.executor.engine.Engine`."""
+
+    def __init__(self, cache: ModelCache, device: torch.device, interface: str) -> None:
+        """`interface`: the network interface that collectives use."""
+        self.cache = cache
+        self._device = device
+        self._interface = interface
+        self._group: runtime.Group | None = None
+        self._meshes: tuple[MeshSpec, ...] = ()
+        self._newest_epoch = 0
+
+    @property
+    def epoch(self) -> int:
+        """The group this rank is in, 0 for none."""
+        group = self._group
+        return group.epoch if group is not None else 0
+
+    def require(self, epoch: int, mesh: int) -> None:
+        """Raises StaleEpoch unless this rank is in that group and mesh."""
+        group = self._group
+        if group is None or group.epoch != epoch or group.aborted:
+            raise StaleEpoch(f"this node is in epoch {self.epoch}, not {epoch}")
+        if mesh >= len(self._meshes) or group.rank not in self._meshes[mesh].ranks:
+            raise StaleEpoch(f"this node has no place in mesh {mesh} of epoch {epoch}")
+
+    def leads(self, mesh: int) -> bool:
+        """Whether this is the first rank of the mesh."""
+        return self._joined().rank == self._meshes[mesh].ranks[0]
+
+    def model(self, name: str, mesh: int) -> Model:
+        """See `Engine.model`."""
+        info = self.cache.catalogue.get(name)
+        return MeshModel(info, self.cache.get(name), self._joined(), self._meshes[mesh])
+
+    def control(self, mesh: int, flag: StopFlag) -> Control:
+        """See `Engine.control`."""
+        return MeshControl(self._joined(), self._meshes[mesh], flag)
+
+    def join(self, request: pb.JoinGroupRequest) -> None:
+        """Form the group with the other ranks. Raises StaleEpoch, InvalidMesh or GroupLost."""
+        if request.epoch <= self._newest_epoch:
+            raise StaleEpoch(
+                f"this node has been in epoch {self._newest_epoch}; {request.epoch} is not newer"
+            )
+        self._newest_epoch = request.epoch
+        meshes = tuple(MeshSpec(tuple(m.ranks), m.ulysses, m.ring, m.cfg) for m in request.meshes)
+        self._group = runtime.join(
+            _connect(request.rendezvous),
+            epoch=request.epoch,
+            rank=request.rank,
+            world_size=request.world_size,
+            meshes=meshes,
+            timeout_s=request.timeout_seconds,
+            device=self._device,
+            interface=self._interface,
+        )
+        self._meshes = meshes
+        log.info("rank %d of %d in epoch %d", request.rank, request.world_size, request.epoch)
+
+    def abort(self) -> None:
+        """Break whatever the group is doing, from any thread."""
+        if self._group is not None:
+            self._group.abort()
+
+    def leave(self) -> None:
+        """Drop the group."""
+        group, self._group = self._group, None
+        if group is not None:
+            group.leave()
+
+    def _joined(self) -> runtime.Group:
+        if self._group is None:
+            raise StaleEpoch("this node is in no group")
+        return self._group
+
+
+class MeshControl:
+    """Before each step the mesh's first rank decides, and all compare their states.
+
+    The broadcast carries the decision and a checksum of the leader's latent: a rank that holds
+    another latent, or another step, must not go on.
+    """
+
+    def __init__(self, group: runtime.Group, mesh: MeshSpec, flag: StopFlag) -> None:
+        self._group = group
+        self._mesh = mesh
+        self._flag = flag
+
+    def agree(self, state: State) -> StopReason:
+        """See `Control.agree`."""
+        checksum, finite = _checksum(state.latent)
+        reason = self._flag.reason()
+        mine = [int(reason), state.step, checksum, int(finite)]
+        decided = self._group.decide(self._mesh, mine)
+        if decided[1:] != mine[1:]:
+            self._group.abort()
+            raise GroupLost(
+                f"rank {self._group.rank} is at step {state.step} with checksum {checksum}, the "
+                f"leader at step {decided[1]} with {decided[2]}"
+            )
+        if not finite:
+            raise BadResult(
+                f"the latent is not finite after step {state.step}: the model's output overflowed"
+            )
+        return cast(StopReason, decided[0])
+
+
+def _checksum(latent: torch.Tensor) -> tuple[int, bool]:
+    """A sum over the latent's bits, and whether every value is finite; one look at the device."""
+    bits = latent.contiguous().view(torch.int32).sum(dtype=torch.int64)
+    finite = torch.isfinite(latent.sum(dtype=torch.float64))
+    both = torch.stack([bits, finite.to(torch.int64)]).tolist()
+    return int(both[0]), bool(both[1])
+
+
+def _connect(address: str) -> Store:
+    host, _, port = address.rpartition(":")
+    store: Store = dist.TCPStore(  # type: ignore[attr-defined] # exported, but not by name
+        host, int(port), is_master=False, timeout=_STORE_TIMEOUT
+    )
+    return store

@@ -1,0 +1,51 @@
+"""One rank's process: its engine behind the executor's server."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ditmesh.executor.device import torch_dtype
+from ditmesh.executor.engine import Engine
+from ditmesh.executor.models import ModelCache
+from ditmesh.executor.server import ExecutorConfig, serve
+from ditmesh.models.info import ModelInfo
+from gpu_node.engine import GroupEngine
+from gpu_node.parallel import runtime
+from gpu_node.parallel.model import load_transformer
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What one rank is told."""
+
+    models: Path
+    device: str
+    """"cpu" or "cuda:0"."""
+    dtype: str
+    """Of the weights in memory: fp32, bf16 or fp16."""
+    interface: str
+    max_loaded: int
+    executor: ExecutorConfig
+    log_level: str = "INFO"
+
+
+def run(config: NodeConfig) -> int:
+    """Serve until told to stop; returns the exit code."""
+    logging.basicConfig(
+        level=config.log_level, format=f"%(asctime)s node {config.executor.listen} %(message)s"
+    )
+    device = torch.device(config.device)
+    runtime.prepare(device.type)
+
+    def load(info: ModelInfo) -> torch.nn.Module:
+        return load_transformer(info, device=device, dtype=torch_dtype(config.dtype))
+
+    def make_engine() -> tuple[Engine, torch.device]:
+        cache = ModelCache(config.models, load, max_loaded=config.max_loaded)
+        return GroupEngine(cache, device, config.interface), device
+
+    return serve(config.executor, make_engine)
