@@ -113,8 +113,7 @@ class BrownianNoise:
     """
 
     def __init__(self, sigmas: Tensor, seed: int, like: Tensor) -> None:
-        positive = sigmas[sigmas > 0]
-        self._range = positive.min(), positive.max()
+        self._sigmas = sigmas
         self._seed = seed
         self._shape = like.shape
         self._device = like.device
@@ -123,10 +122,9 @@ class BrownianNoise:
     def __call__(self, draw: int, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """The path's change from `sigma` down to `sigma_next`, whatever the draw's number."""
         if self._tree is None:
-            low, high = self._range
-            self._tree = torchsde.BrownianTree(
-                low, torch.zeros(self._shape), high, entropy=self._seed
-            )
+            low, high = self._sigmas[self._sigmas > 0].min(), self._sigmas.max()
+            start = torch.zeros(self._shape)
+            self._tree = torchsde.BrownianTree(low, start, high, entropy=self._seed)
         # The tree lives on a grid of 1e-6 and warns of points that its own rounding left out.
         rise: Tensor = self._tree(round(sigma_next.item(), 6), round(sigma.item(), 6))
         return (-rise / (sigma - sigma_next).sqrt()).to(self._device)
