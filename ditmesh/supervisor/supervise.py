@@ -29,7 +29,6 @@ LONGEST_DELAY_S: Final = 5.0
 SETTLED_S: Final = 10.0
 """A child that lived this long is restarted after the first, short pause again."""
 
-
 EventKind = Literal["started", "ended", "stopping", "killed"]
 
 

@@ -145,6 +145,33 @@ def test_one_trace_through_two_processes(tmp_path: Path) -> None:
     assert "FAILED GROUP_LOST: rank 1 died" in text
 
 
+def record_and_end(path: str) -> int:
+    """What a forked child does: telemetry of its own, begun and ended in it."""
+    telemetry.setup(telemetry.TelemetryConfig("child", exporters=("file",), trace_file=Path(path)))
+    with telemetry.span("work"):
+        pass
+    telemetry.shutdown()
+    return 7
+
+
+def test_forked_child_has_telemetry_of_its_own(tmp_path: Path) -> None:
+    """The SDK can be imported before a fork and used after it, by children of a supervisor."""
+    path = tmp_path / "spans.jsonl"
+    program = (
+        "import sys; sys.path.insert(0, 'tests/telemetry')\n"
+        "from ditmesh.supervisor import ChildSpec, Supervisor\n"
+        "target = 'test_telemetry_export:record_and_end'\n"
+        "child = ChildSpec('c', target, sys.argv[1], restart=False)\n"
+        "sys.exit(Supervisor([child], preload=['ditmesh.telemetry.sdk']).run())\n"
+    )
+    process = run(program, path)
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 7
+    [span] = map(json.loads, path.read_text().splitlines())
+    assert (span["name"], span["service"]) == ("work", "child")
+    assert span["pid"] != process.pid
+
+
 def test_processes_share_a_file(tmp_path: Path) -> None:
     """Four processes that write at once leave whole lines only, every one of them."""
     path = tmp_path / "spans.jsonl"
