@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ditmesh.errors import InvalidRequest
 from ditmesh.sampling import Flow, State, initial_noise, make_plan, noise_source
-from tests.sampling.golden_cases import golden_names, load_golden
+from tests.sampling.golden_cases import golden_names, golden_tensors, load_golden
 
 seeds = st.integers(0, 2**64 - 1)
 ZERO = torch.tensor(0.0)
@@ -18,8 +18,8 @@ ZERO = torch.tensor(0.0)
 @pytest.mark.parametrize("name", golden_names())
 def test_initial_noise_is_comfyuis(name: str) -> None:
     """The same seed gives the bits that KSampler starts from."""
-    case = load_golden(name)
-    assert torch.equal(initial_noise(case.noise.shape, case.seed), case.noise)
+    expected = golden_tensors(name)["noise"]
+    assert torch.equal(initial_noise(expected.shape, load_golden(name).seed), expected)
 
 
 @given(seeds, st.lists(st.integers(0, 9), min_size=1, max_size=4))
