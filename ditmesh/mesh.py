@@ -116,6 +116,12 @@ class MeshSpec:
                 f"rank {repeated[0]} appears more than once; each rank has one place in a mesh",
                 field="ranks",
             )
+        if list(self.ranks) != sorted(self.ranks):
+            raise InvalidMesh(
+                f"ranks {','.join(map(str, self.ranks))} do not ascend; process groups number "
+                "their members in that order",
+                field="ranks",
+            )
 
 
 def largest_mesh(
@@ -138,7 +144,7 @@ def largest_mesh(
         for ulysses in sorted(_divisors(length), reverse=True):
             ring = length // ulysses
             if num_heads % ulysses == 0 and (max_ring is None or ring <= max_ring):
-                return MeshSpec(tuple(ranks[: length * split]), ulysses, ring, split)
+                return MeshSpec(tuple(sorted(ranks[: length * split])), ulysses, ring, split)
     return None
 
 
