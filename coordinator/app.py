@@ -15,7 +15,12 @@ from ditmesh.executor.server import ExecutorConfig
 from ditmesh.options import add_telemetry, bounded, host_port, port_number, telemetry_config
 from ditmesh.supervisor import ChildSpec, Supervisor
 
-PRELOAD = ("coordinator.server", "coordinator.local_sampler", "ditmesh.models.flux_transformer")
+PRELOAD = (
+    "coordinator.server",
+    "coordinator.local_sampler",
+    "ditmesh.models.flux_transformer",
+    "ditmesh.telemetry.sdk",
+)
 """What a supervisor imports before it forks."""
 
 _DEFAULTS = Timing()
@@ -120,6 +125,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "keep-result": "that a result waits for whoever comes back for it",
         "settle": "to wait for missing nodes before a smaller group forms",
         "regroup-wait": "that a job waits for a lost group before it falls back",
+        "silence": "after which a node that says nothing counts as lost",
         "collective-timeout": "after which a collective that does not end is a failure",
         "grace": "for running jobs after SIGTERM",
     }
@@ -158,6 +164,7 @@ def configuration(args: argparse.Namespace, local_address: str) -> CoordinatorCo
             keep_result=args.keep_result,
             settle=args.settle,
             regroup_wait=args.regroup_wait,
+            silence=args.silence,
             collective_timeout=args.collective_timeout,
             grace=args.grace,
         ),

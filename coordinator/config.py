@@ -41,6 +41,8 @@ class Timing:
     """How long a first group waits for nodes that have not appeared."""
     regroup_wait: float = 5.0
     """How long a job waits for the group to form again before it falls back."""
+    silence: float = 5.0
+    """After how long a node that says nothing counts as lost; it speaks every second."""
     collective_timeout: float = 60.0
     """After how long a collective that does not end is a failure."""
     join_timeout: float = 60.0

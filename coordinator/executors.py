@@ -164,7 +164,7 @@ class Executor:
                 return error
         for rank, error in known:
             if isinstance(error, (Unavailable, StaleEpoch)):
-                return self._lost(rank, f"is gone: {error.message}")
+                return self._lost(rank, f"is gone ({error.message})")
         for _, error in known:
             if isinstance(error, BadResult):
                 return error
@@ -179,9 +179,13 @@ class Executor:
 
 
 def _translate(error: BaseException) -> BaseException:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return from_rpc_error(error, peer="the node")
-    return error
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return error
+    known = from_rpc_error(error, peer="the node")
+    if type(known) is Unavailable:
+        # gRPC's own words: ours are for a user who could check the address.
+        return Unavailable(error.details() or "its stream broke")
+    return known
 
 
 async def _forward(stop: StopRequest, leader: MemberRun) -> None:

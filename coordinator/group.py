@@ -68,7 +68,10 @@ class GroupManager:
         timing: Timing,
         preload: Sequence[str] = (),
     ) -> None:
-        self.links = {address: NodeLink(address, self._node_changed) for address in addresses}
+        self.links = {
+            address: NodeLink(address, silence_s=timing.silence, on_change=self._node_changed)
+            for address in addresses
+        }
         self.formed: FormedGroup | None = None
         self.problem = ""
         self.on_change: Callable[[], None] = lambda: None

@@ -19,10 +19,6 @@ log = logging.getLogger(__name__)
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.max_send_message_length", 8 << 20),
-    # A host that vanishes without a word is noticed within seconds.
-    ("grpc.keepalive_time_ms", 5_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.http2.max_pings_without_data", 0),
     # A node that restarts should be found again at once.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -35,11 +31,17 @@ class NodeLink:
     """One executor process by address. `on_change` hears when it comes and goes."""
 
     def __init__(
-        self, address: str, on_change: Callable[[NodeLink, Change], None] | None = None
+        self,
+        address: str,
+        *,
+        silence_s: float,
+        on_change: Callable[[NodeLink, Change], None] | None = None,
     ) -> None:
+        """`silence_s`: how long a node may say nothing before it counts as lost."""
         self.address = address
         self.view = NodeView()
         self.report: pb.WatchResponse | None = None
+        self._silence_s = silence_s
         self._on_change = on_change
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self.stub: node_pb2_grpc.NodeServiceAsyncStub = node_pb2_grpc.NodeServiceStub(self._channel)
@@ -56,13 +58,22 @@ class NodeLink:
     async def watch(self) -> None:
         """Follow the node for good; run as a task."""
         while True:
+            call = self.stub.Watch(pb.WatchRequest())
             try:
-                async for report in self.stub.Watch(pb.WatchRequest()):
+                while isinstance(
+                    report := await asyncio.wait_for(call.read(), self._silence_s),
+                    pb.WatchResponse,
+                ):
                     self.report = report
                     self._apply(Report(report.incarnation, report.epoch, report.draining))
                 self._apply(Lost("it closed the connection"))
+            except TimeoutError:
+                # Stopped, swapping or cut off: a connection alone does not tell.
+                self._apply(Lost(f"it has said nothing for {self._silence_s:g} s"))
             except grpc.aio.AioRpcError as error:
                 self._apply(Lost(error.details() or error.code().name))
+            finally:
+                call.cancel()
             await asyncio.sleep(_RETRY_S)
 
     async def close(self) -> None:

@@ -77,7 +77,9 @@ class Coordinator:
             timing=timing,
             preload=config.preload,
         )
-        local = NodeLink(config.local_address) if config.local_address else None
+        local = None
+        if config.local_address:
+            local = NodeLink(config.local_address, silence_s=timing.silence)
         cluster = Cluster(group, local)
         scheduler = Scheduler(cluster, regroup_wait_s=timing.regroup_wait)
         runner = Runner(scheduler, cluster, self._metrics)

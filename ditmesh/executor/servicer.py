@@ -26,7 +26,8 @@ from ditmesh.v1 import node_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-_REFRESH_S = 5.0
+# The coordinator counts a node that is silent for seconds as lost.
+_HEARTBEAT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,17 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
     def Watch(
         self, request: pb.WatchRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.WatchResponse]:
-        """The state now, at every change, and every few seconds for the memory figures."""
+        """The state now, at every change, and every second as a sign of life."""
         context.add_callback(self._notify)
         while context.is_active():
             with self._changed:
                 seen = self._version
-            yield self._status()
+            status = self._status()
+            yield status
+            if status.draining:
+                return
             with self._changed:
-                self._changed.wait_for(lambda seen=seen: self._version != seen, _REFRESH_S)  # type: ignore[misc]
+                self._changed.wait_for(lambda seen=seen: self._version != seen, _HEARTBEAT_S)  # type: ignore[misc]
 
     def JoinGroup(
         self, request: pb.JoinGroupRequest, context: grpc.ServicerContext

@@ -1,0 +1,45 @@
+# Everything that a fresh clone needs is installed here: Python 3.11, pip and make suffice.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo up test check format stubs clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## eight CPU ranks sample one picture; results in out/
+	$(BIN)/ditmesh demo
+
+up: $(READY) ## keep a local cluster running
+	$(BIN)/ditmesh up --device cpu
+
+test: $(READY) ## every test that needs no GPU
+	$(BIN)/pytest -m 'not gpu'
+
+check: $(READY) ## format, lint, types, import rules, contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint proto
+	$(BIN)/buf format --diff --exit-code proto
+	$(BIN)/python tools/stubs.py --check
+
+format: $(READY) ## format sources and contract
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/buf format --write proto
+
+stubs: $(READY) ## generate ditmesh/v1 from proto/
+	$(BIN)/python tools/stubs.py
+
+clean: ## remove what was built, not the environment
+	rm -rf out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
