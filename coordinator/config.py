@@ -25,6 +25,8 @@ class Limits:
     """Batch times rows times columns of a latent: 2**22 is 16 pictures of 4096x4096."""
     text_tokens: int = 8192
     """Tokens of one conditioning."""
+    prompt_characters: int = 100_000
+    """Characters of a prompt; what the tokenizer makes of them may be cut shorter."""
     input_timeout_s: float = 60.0
     """Seconds of silence after which a stream that still owes tensors is given up."""
 

@@ -6,14 +6,17 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import torch
 
+from coordinator.pipeline_worker import PipelineWorker
 from ditmesh.executor.device import torch_dtype
 from ditmesh.executor.engine import Engine, LocalEngine
 from ditmesh.executor.models import ModelCache
 from ditmesh.executor.server import ExecutorConfig, serve
 from ditmesh.models.info import ModelInfo
 from ditmesh.models.loading import load
+from ditmesh.v1 import pipeline_pb2_grpc
 
 
 @dataclass(frozen=True)
@@ -42,4 +45,13 @@ def run(config: LocalSamplerConfig) -> int:
         cache = ModelCache(config.models, load_transformer, max_loaded=config.max_loaded)
         return LocalEngine(cache), device
 
-    return serve(config.executor, make_engine)
+    def add_pipelines(server: grpc.Server, engine: Engine) -> None:
+        worker = PipelineWorker(
+            engine.cache.catalogue,
+            device,
+            torch_dtype(config.dtype),
+            config.executor.limits.max_request_bytes,
+        )
+        pipeline_pb2_grpc.add_PipelineServiceServicer_to_server(worker, server)
+
+    return serve(config.executor, make_engine, more=add_pipelines)

@@ -11,7 +11,7 @@ import grpc.aio
 
 from coordinator.lifecycle import node as lifecycle
 from coordinator.lifecycle.node import Change, Lost, NodeView, Report
-from ditmesh.v1 import cluster_pb2, node_pb2_grpc
+from ditmesh.v1 import cluster_pb2, node_pb2_grpc, pipeline_pb2_grpc
 from ditmesh.v1 import node_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,9 @@ class NodeLink:
         self._on_change = on_change
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self.stub: node_pb2_grpc.NodeServiceAsyncStub = node_pb2_grpc.NodeServiceStub(self._channel)
+        self.pipeline_stub: pipeline_pb2_grpc.PipelineServiceAsyncStub = (
+            pipeline_pb2_grpc.PipelineServiceStub(self._channel)
+        )
 
     @property
     def up(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,15 +17,13 @@ from coordinator.jobs import JobTable
 from coordinator.predict_service import PredictCalls
 from coordinator.record import JobRecord, Listener
 from coordinator.runner import Runner
-from coordinator.streams import read
+from coordinator.streams import answering, read
 from ditmesh import rpc_status, telemetry
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, InternalError, JobCancelled, ProtocolError
 from ditmesh.exchange import Receiver, chunks
 from ditmesh.v1 import sampler_pb2 as pb
 from ditmesh.v1 import sampler_pb2_grpc, tensor_pb2
-
-log = logging.getLogger(__name__)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Requests = AsyncIterator[pb.SampleRequest]
@@ -53,30 +50,17 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         self, request_iterator: _Requests, context: _Context
     ) -> AsyncIterator[pb.SampleResponse]:
         """One job."""
-        try:
-            with telemetry.server_span(
-                "ditmesh.v1.SamplerService/Sample", context.invocation_metadata()
-            ):
-                async for response in self._sample(request_iterator, context):
-                    yield response
-        except DitmeshError as error:
-            await rpc_status.abort(context, error)
-        except Exception as error:
-            log.exception("Sample failed")
-            await rpc_status.abort(context, rpc_status.as_ditmesh_error(error))
+        async with answering(context, "ditmesh.v1.SamplerService/Sample"):
+            async for response in self._sample(request_iterator, context):
+                yield response
 
     async def Predict(
         self, request_iterator: AsyncIterator[pb.PredictRequest], context: _Context
     ) -> AsyncIterator[pb.PredictResponse]:
         """A stream of single transformer calls."""
-        try:
+        async with answering(context, "ditmesh.v1.SamplerService/Predict"):
             async for response in self._calls.serve(request_iterator, identity(context)):
                 yield response
-        except DitmeshError as error:
-            await rpc_status.abort(context, error)
-        except Exception as error:
-            log.exception("Predict failed")
-            await rpc_status.abort(context, rpc_status.as_ditmesh_error(error))
 
     async def _sample(
         self, requests: _Requests, context: _Context

@@ -18,6 +18,7 @@ from coordinator.group import GroupManager
 from coordinator.jobs import JobTable
 from coordinator.meshes import MeshPlan
 from coordinator.nodes import NodeLink
+from coordinator.pipeline_service import PipelineServicer
 from coordinator.predict_service import PredictCalls
 from coordinator.rendezvous import Rendezvous
 from coordinator.runner import Runner
@@ -25,7 +26,14 @@ from coordinator.sampler_service import SamplerServicer
 from coordinator.scheduler import Scheduler
 from ditmesh import telemetry
 from ditmesh.content import ContentStore
-from ditmesh.v1 import cluster_pb2, cluster_pb2_grpc, sampler_pb2, sampler_pb2_grpc
+from ditmesh.v1 import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    pipeline_pb2,
+    pipeline_pb2_grpc,
+    sampler_pb2,
+    sampler_pb2_grpc,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +45,7 @@ _OPTIONS = (
 )
 _SERVICES = (
     sampler_pb2.DESCRIPTOR.services_by_name["SamplerService"].full_name,
+    pipeline_pb2.DESCRIPTOR.services_by_name["PipelineService"].full_name,
     cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name,
 )
 
@@ -96,6 +105,9 @@ class Coordinator:
         )
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
             ClusterServicer(cluster, scheduler, runner, jobs, limits.in_flight_bytes), server
+        )
+        pipeline_pb2_grpc.add_PipelineServiceServicer_to_server(
+            PipelineServicer(cluster, store, limits), server
         )
         health_servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

@@ -1,12 +1,19 @@
-"""Reading from a client that may be slow, silent or gone."""
+"""What every servicer needs: reading from slow clients, and errors told the one right way."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
-from typing import TypeVar
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
-from ditmesh.errors import DeadlineExceeded
+import grpc.aio
+
+from ditmesh import rpc_status, telemetry
+from ditmesh.errors import DeadlineExceeded, DitmeshError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -24,3 +31,23 @@ async def read(requests: AsyncIterator[T], timeout_s: float) -> T | None:
         raise DeadlineExceeded(
             f"nothing came for {timeout_s:g} s although tensors were still owed"
         ) from None
+
+
+@asynccontextmanager
+async def answering(
+    context: grpc.aio.ServicerContext[Any, Any], method: str
+) -> AsyncIterator[telemetry.Span]:
+    """A span around a request; an exception that leaves the block ends it with its status."""
+    try:
+        with telemetry.server_span(method, context.invocation_metadata()) as span:
+            yield span
+    except DitmeshError as error:
+        await rpc_status.abort(context, error)
+    except grpc.aio.AioRpcError as error:
+        await rpc_status.abort(context, rpc_status.from_rpc_error(error, peer="the local sampler"))
+    except grpc.aio.BaseError:
+        # The stream itself is gone: there is nobody to tell.
+        raise
+    except Exception as error:
+        log.exception("%s failed", method)
+        await rpc_status.abort(context, rpc_status.as_ditmesh_error(error))

@@ -47,8 +47,16 @@ class ExecutorConfig:
     """Threads of torch on the CPU."""
 
 
-def serve(config: ExecutorConfig, make_engine: Callable[[], tuple[Engine, torch.device]]) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code. Raises OSError for a taken port."""
+def serve(
+    config: ExecutorConfig,
+    make_engine: Callable[[], tuple[Engine, torch.device]],
+    *,
+    more: Callable[[grpc.Server, Engine], None] = lambda server, engine: None,
+) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. Raises OSError for a taken port.
+
+    `more` adds further services to the server.
+    """
     torch.set_num_threads(config.threads)
     signals = {signal.SIGTERM, signal.SIGINT}
     # Blocked before any thread starts, so that all of them leave the signals to sigwait.
@@ -58,6 +66,7 @@ def serve(config: ExecutorConfig, make_engine: Callable[[], tuple[Engine, torch.
     servicer = NodeServicer(engine, device=device, limits=config.limits, give_up=_give_up)
     server = grpc.server(ThreadPoolExecutor(_THREADS, "grpc"), options=_OPTIONS)
     node_pb2_grpc.add_NodeServiceServicer_to_server(servicer, server)
+    more(server, engine)
     health_servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
