@@ -158,3 +158,16 @@ def test_video_latents_are_sampled_like_images(sampler: str) -> None:
     rows = noise.reshape(1, 2, 12, 5)
     image = sample(plan, rows, torch.zeros_like(rows), denoise)
     torch.testing.assert_close(video.reshape(rows.shape), image)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_samplers_follow_the_latents_device(sampler: str) -> None:
+    """A latent elsewhere stays there, though sigmas and coefficients are on the CPU.
+
+    The meta device stands for any accelerator: it refuses to mix as they do.
+    """
+    plan = make_plan(sampler, SIGMAS, FLUX, seed=0)
+    noise = torch.empty(1, 2, 4, 4, device="meta")
+    latent = sample(plan, noise, torch.empty_like(noise), Curved())
+    assert latent.device.type == "meta"
+    assert latent.shape == noise.shape

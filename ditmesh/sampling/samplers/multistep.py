@@ -38,9 +38,10 @@ def lms_coefficients(grid: Tensor, process: NoiseProcess) -> tuple[Tensor, ...]:
     sigmas = grid.double().numpy()
     weights = []
     for step in range(len(sigmas) - 1):
-        past = sigmas[step::-1][:LMS_ORDER]
-        integrals = [_lagrange(past, j).integ() for j in range(len(past))]
-        weights.append([p(sigmas[step + 1]) - p(sigmas[step]) for p in integrals])
+        # From the present sigma, or close sigmas far from 0 would cancel.
+        past = sigmas[step::-1][:LMS_ORDER] - sigmas[step]
+        end = sigmas[step + 1] - sigmas[step]
+        weights.append([_lagrange(past, j).integ()(end) for j in range(len(past))])
     return tuple(torch.tensor(w, dtype=torch.float32) for w in weights)
 
 
