@@ -36,7 +36,7 @@ def build_task(spec: pb.JobSpec, tensors: Sequence[WireTensor], model: Model) ->
         start = to_device(_state(spec.state, reader), model.device)
     denoise = _denoiser(spec, reader, model, latent, noise)
     end = spec.stop_after_step if spec.HasField("stop_after_step") else plan.steps
-    return Task(plan, begin, start, min(end, plan.steps), Tap(denoise), model.family.latent_format)
+    return Task(plan, begin, start, min(end, plan.steps), Tap(denoise), model.info.latent_format)
 
 
 def conditioning(message: pb.Conditioning, reader: _Reader) -> Conditioning:

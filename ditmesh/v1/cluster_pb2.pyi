@@ -98,7 +98,14 @@ class Queue(_message.Message):
     def __init__(self, waiting: _Optional[int] = ..., running: _Optional[int] = ..., bytes_in_flight: _Optional[int] = ..., bytes_limit: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "family", "latent_channels", "parameters", "fingerprint", "on_group", "on_local", "has_pipeline", "size_multiple", "text_dim", "pooled_dim", "num_heads")
+    __slots__ = ("name", "family", "latent_channels", "parameters", "fingerprint", "on_group", "on_local", "has_pipeline", "size_multiple", "text_dim", "pooled_dim", "num_heads", "latent_scale", "latent_shift", "preview_factors", "preview_bias", "dimensions", "vae_factor", "default_shift", "default_guidance", "weights_fingerprint")
+    class DimensionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LATENT_CHANNELS_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +118,15 @@ class Model(_message.Message):
     TEXT_DIM_FIELD_NUMBER: _ClassVar[int]
     POOLED_DIM_FIELD_NUMBER: _ClassVar[int]
     NUM_HEADS_FIELD_NUMBER: _ClassVar[int]
+    LATENT_SCALE_FIELD_NUMBER: _ClassVar[int]
+    LATENT_SHIFT_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_FACTORS_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_BIAS_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    VAE_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_SHIFT_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_GUIDANCE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     name: str
     family: str
     latent_channels: int
@@ -123,7 +139,16 @@ class Model(_message.Message):
     text_dim: int
     pooled_dim: int
     num_heads: int
-    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., latent_channels: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ..., on_group: bool = ..., on_local: bool = ..., has_pipeline: bool = ..., size_multiple: _Optional[int] = ..., text_dim: _Optional[int] = ..., pooled_dim: _Optional[int] = ..., num_heads: _Optional[int] = ...) -> None: ...
+    latent_scale: float
+    latent_shift: float
+    preview_factors: _containers.RepeatedScalarFieldContainer[float]
+    preview_bias: _containers.RepeatedScalarFieldContainer[float]
+    dimensions: _containers.ScalarMap[str, int]
+    vae_factor: int
+    default_shift: float
+    default_guidance: float
+    weights_fingerprint: bytes
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., latent_channels: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ..., on_group: bool = ..., on_local: bool = ..., has_pipeline: bool = ..., size_multiple: _Optional[int] = ..., text_dim: _Optional[int] = ..., pooled_dim: _Optional[int] = ..., num_heads: _Optional[int] = ..., latent_scale: _Optional[float] = ..., latent_shift: _Optional[float] = ..., preview_factors: _Optional[_Iterable[float]] = ..., preview_bias: _Optional[_Iterable[float]] = ..., dimensions: _Optional[_Mapping[str, int]] = ..., vae_factor: _Optional[int] = ..., default_shift: _Optional[float] = ..., default_guidance: _Optional[float] = ..., weights_fingerprint: _Optional[bytes] = ...) -> None: ...
 
 class LocalSampler(_message.Message):
     __slots__ = ("available", "device", "problem")
