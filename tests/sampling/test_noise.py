@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditmesh.errors import InvalidRequest
@@ -66,6 +66,7 @@ def test_sequential_noise_is_addressed_by_draw(seed: int, draws: list[int]) -> N
 SIGMAS = torch.tensor([1.0, 0.9, 0.72, 0.5, 0.31, 0.2085276, 0.0])
 
 
+@settings(max_examples=20)
 @given(st.permutations(range(5)))
 def test_brownian_noise_does_not_depend_on_order(order: list[int]) -> None:
     """A source that saw other intervals first gives the same bits as a new one."""
