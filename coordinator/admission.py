@@ -36,6 +36,12 @@ class Admitted:
     latent_shape: tuple[int, int, int, int]
 
     @property
+    def cells(self) -> int:
+        """Latent cells of the whole batch: what the time of a step grows with."""
+        batch, _, height, width = self.latent_shape
+        return batch * height * width
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all declared tensors."""
         return sum(spec.nbytes for spec in self.specs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from coordinator.executors import Executor
@@ -27,7 +28,7 @@ class Cluster:
         self._local_executor = Executor("local", [local]) if local is not None else None
         self._busy: set[str] = set()
         self._group_lost_at = 0.0
-        self._local_cell_s: dict[str, float] = {}
+        self._cell_s: dict[tuple[str, str], float] = {}
         group.on_change = self._group_changed
 
     def models(self) -> dict[str, cluster_pb2.Model]:
@@ -64,7 +65,7 @@ class Cluster:
     ) -> LocalFacts:
         """The local sampler as a job of `cells` latent cells and `steps_left` steps sees it."""
         up = self.local is not None and self.local.up
-        rate = self._local_cell_s.get(model.name) if model is not None else None
+        rate = self._cell_s.get(("local", model.name)) if model is not None else None
         return LocalFacts(
             available=up,
             free="local" not in self._busy,
@@ -73,11 +74,16 @@ class Cluster:
             problem="" if self.local is None else self.local.view.problem,
         )
 
-    def note_local_step(self, model: str, cells: int, seconds: float) -> None:
-        """Learn how fast the local sampler is: seconds for a step of so many latent cells."""
+    def note_step(self, executor: Executor, model: str, cells: int, seconds: float) -> None:
+        """Learn how fast an executor is: seconds for a step of so many latent cells."""
         rate = seconds / cells
-        old = self._local_cell_s.get(model, rate)
-        self._local_cell_s[model] = old + _SMOOTHING * (rate - old)
+        old = self._cell_s.get((executor.name, model), rate)
+        self._cell_s[executor.name, model] = old + _SMOOTHING * (rate - old)
+
+    def group_is_faster(self, model: str) -> bool:
+        """Whether the group's steps are shorter than the local sampler's, as far as is known."""
+        group = self._cell_s.get(("group", model), 0.0)
+        return group < self._cell_s.get(("local", model), math.inf)
 
     def take_group(self, *, split: bool) -> Executor:
         """The group's mesh for a job; `split`: it has two guidance branches."""

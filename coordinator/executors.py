@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
+from coordinator.lifecycle.patience import Patience
 from coordinator.member import MemberRun, RunEnd, StepReport
 from coordinator.nodes import NodeLink
 from coordinator.predict import PredictLane
@@ -101,8 +103,10 @@ class Executor:
             await self._together([run.start() for run in runs])
             stopper = asyncio.create_task(_forward(stop, runs[0]))
             try:
-                leader = runs[0].follow(on_step)
-                ends = await self._together([leader, *(r.follow(_ignore) for r in runs[1:])])
+                patience = Patience()
+                leader = runs[0].follow(_timed(on_step, patience), patience.limit_s)
+                others = [run.follow(_ignore, _forever) for run in runs[1:]]
+                ends = await self._together([leader, *others])
             finally:
                 stopper.cancel()
         finally:
@@ -192,5 +196,25 @@ async def _forward(stop: StopRequest, leader: MemberRun) -> None:
     await leader.stop(await stop.wait())
 
 
+def _timed(
+    on_step: Callable[[StepReport], None], patience: Patience
+) -> Callable[[StepReport], None]:
+    """`on_step`, with the time of each step noted."""
+    last = time.monotonic()
+
+    def timed(report: StepReport) -> None:
+        nonlocal last
+        now = time.monotonic()
+        patience.note(now - last)
+        last = now
+        on_step(report)
+
+    return timed
+
+
 def _ignore(step: StepReport) -> None:
     """Only the leader sends states."""
+
+
+def _forever() -> None:
+    """Who sends no states is silent until the end; the leader's limit counts for all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import grpc.aio
 
 from coordinator.nodes import NodeLink
 from ditmesh import telemetry
-from ditmesh.errors import InternalError
+from ditmesh.errors import InternalError, Unavailable
 from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.jobs import Snapshot
 from ditmesh.tensors import WireTensor
@@ -62,12 +63,23 @@ class MemberRun:
         """End the run at the next step."""
         await self._call.write(node_pb2.RunRequest(stop=node_pb2.StopRun(reason=reason)))
 
-    async def follow(self, on_step: Callable[[StepReport], None]) -> RunEnd:
-        """Read until the member is done."""
+    async def follow(
+        self, on_step: Callable[[StepReport], None], limit_s: Callable[[], float | None]
+    ) -> RunEnd:
+        """Read until the member is done.
+
+        `limit_s` tells how long the next step may take, None for no limit. Raises Unavailable
+        when it takes longer.
+        """
         result: sampler_pb2.SampleResult | None = None
         tensors: tuple[WireTensor, ...] = ()
         while True:
-            message = await self._read("state", "result", "done")
+            patience = limit_s()
+            try:
+                async with asyncio.timeout(patience):
+                    message = await self._read("state", "result", "done")
+            except TimeoutError:
+                raise Unavailable(f"no step was done in {patience:.0f} s") from None
             if message.HasField("state"):
                 update = message.state
                 parts = await self._tensors(update.tensors, "state.tensors")

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from coordinator.admission import Admitted
 from coordinator.executors import Executor, StopRequest
 from coordinator.lifecycle.job import JobEffect, JobEvent, JobPhase, advance
+from coordinator.lifecycle.ladder import Decision
 from coordinator.member import RunEnd, StepReport
 from coordinator.scheduler import Claim
 from ditmesh import telemetry
-from ditmesh.errors import DitmeshError, ExecutorFailed
+from ditmesh.errors import DitmeshError
 from ditmesh.jobs import Job, Snapshot
 from ditmesh.v1 import sampler_pb2 as pb
 
@@ -48,6 +49,14 @@ class Listener:
         return self._messages.popleft()
 
 
+@dataclass(frozen=True)
+class Moved:
+    """Why a job left an executor: a short code, and words."""
+
+    reason: str
+    message: str
+
+
 @dataclass(eq=False)
 class JobRecord:
     """A job's mutable record. Only `apply` changes its phase. Times are time.monotonic()."""
@@ -63,8 +72,8 @@ class JobRecord:
     job: Job | None = None
     snapshot: Snapshot | None = None
     error: DitmeshError | None = None
-    loss: ExecutorFailed | None = None
-    """Why the last executor lost it, until the next one has it."""
+    moved: Moved | None = None
+    """Why the last executor has it no more, until the next one has it."""
     losses: int = 0
     group_excluded: str = ""
     end: RunEnd | None = None
@@ -88,8 +97,29 @@ class JobRecord:
         """Steps finished."""
         return self.snapshot.step if self.snapshot is not None else self.admitted.first_step
 
+    def fallback_to(self, executor: Executor, decision: Decision) -> pb.Fallback | None:
+        """The change of executor that begins now; None when the job goes where it belongs."""
+        moved, self.moved = self.moved, None
+        if moved is None and decision.reason in ("", "LOCAL_ONLY"):
+            return None
+        words = [moved.message] if moved is not None else []
+        if decision.message:
+            words.append(decision.message)
+        source = self.segments[-1].executor if self.segments else "group"
+        done = self.segments[-1].end_step if self.segments else self.step
+        fallback = pb.Fallback(
+            to=executor.name,
+            reason=moved.reason if moved is not None else decision.reason,
+            message="; ".join(words),
+            at_step=self.step,
+            repeated_steps=max(done - self.step, 0),
+        )
+        setattr(fallback, "from", source)  # a keyword of Python
+        return fallback
+
     def begin_segment(self, executor: Executor) -> None:
         """An executor starts to work on the job."""
+        self.stop = StopRequest()
         if self.started_at is None:
             self.started_at = time.monotonic()
         self.segments.append(

@@ -12,7 +12,8 @@ from coordinator.cluster import Cluster
 from coordinator.lifecycle.job import JobEffect, JobEvent
 from coordinator.lifecycle.ladder import Policy
 from coordinator.member import RunEnd, StepReport
-from coordinator.record import JobRecord
+from coordinator.record import JobRecord, Moved
+from coordinator.recovery import newest_state
 from coordinator.scheduler import Claim, Grant, Scheduler
 from ditmesh import telemetry
 from ditmesh.errors import (
@@ -40,6 +41,7 @@ POLICIES = {
 # A job that costs the group twice is given to the local sampler, lest it go round for ever.
 _MAX_GROUP_LOSSES = 2
 _STOP_S = 5.0
+_FETCH_S = 1.0
 
 
 class Runner:
@@ -130,35 +132,38 @@ class Runner:
     async def _turn(self, record: JobRecord) -> None:
         record.claim = self._claim(record)
         with telemetry.span("queue", parent=record.span):
-            grant = await self._scheduler.acquire(record.claim, first=record.losses > 0)
+            grant = await self._scheduler.acquire(record.claim, first=bool(record.segments))
         try:
             self._note_fallback(record, grant)
             self.apply(record, JobEvent.START)
             self._ended(record, await self._run(record, grant))
         except ExecutorFailed as error:
-            self._lost(record, grant, error)
+            await self._lost(record, grant, error)
         finally:
             self._scheduler.release(grant)
 
     def _claim(self, record: JobRecord) -> Claim:
         spec = record.admitted.spec
-        batch, _, height, width = record.admitted.latent_shape
         guided = spec.HasField("cfg") and not math.isclose(spec.cfg, 1.0)
         loop = asyncio.get_running_loop()
 
         def tell(position: int) -> None:
             record.tell(pb.SampleResponse(queue=pb.QueuePosition(position=position)))
 
+        def hand_over() -> None:
+            record.stop.set(node_pb2.STOP_REASON_PREEMPTED)
+
         return Claim(
             model=spec.model,
             policy=POLICIES[spec.fallback],
-            cells=batch * height * width,
+            cells=record.admitted.cells,
             steps_left=record.admitted.steps - record.step,
             since=loop.time(),
             deadline=record.deadline,
             split=guided,
             group_excluded=record.group_excluded,
             on_position=tell,
+            on_group_free=hand_over,
         )
 
     async def _run(self, record: JobRecord, grant: Grant) -> RunEnd:
@@ -167,14 +172,13 @@ class Runner:
             raise InternalError("a job without inputs was started")
         record.begin_segment(executor)
         started = last = time.monotonic()
-        cells = math.prod(record.admitted.latent_shape)
+        cells = record.admitted.cells
 
         def on_step(report: StepReport) -> None:
             nonlocal last
             now = time.monotonic()
             self._metrics.step_done(executor=executor.name, seconds=now - last)
-            if executor.name == "local":
-                self._cluster.note_local_step(record.admitted.spec.model, cells, now - last)
+            self._cluster.note_step(executor, record.admitted.spec.model, cells, now - last)
             last = now
             record.step_done(report)
 
@@ -204,6 +208,10 @@ class Runner:
             record.end = end
             self.apply(record, JobEvent.FINISH)
             return
+        if end.stopped == node_pb2.STOP_REASON_PREEMPTED and record.error is None:
+            record.moved = Moved("GROUP_RETURNED", "the group is back and faster")
+            self.apply(record, JobEvent.LOST)
+            return
         if end.stopped == node_pb2.STOP_REASON_DEADLINE:
             record.error = record.error or DeadlineExceeded(
                 f"the deadline passed after {record.step} of {record.admitted.steps} steps"
@@ -211,46 +219,40 @@ class Runner:
         record.error = record.error or JobCancelled("the job was cancelled")
         self.apply(record, JobEvent.STOPPED)
 
-    def _lost(self, record: JobRecord, grant: Grant, error: ExecutorFailed) -> None:
+    async def _lost(self, record: JobRecord, grant: Grant, error: ExecutorFailed) -> None:
+        """The executor failed: find the newest state, and let the job queue again with it."""
         log.warning("job %s: %s", record.job_id, error)
-        if grant.executor.name == "local":
+        executor = grant.executor
+        if executor.name == "local":
             self.fail(record, error)
             return
-        record.loss = error
+        record.moved = Moved(error.reason, error.message)
         record.losses += 1
         if isinstance(error, GroupLost):
-            self._cluster.group_failed(grant.executor, str(error))
+            self._cluster.group_failed(executor, str(error))
+            newer = await newest_state(
+                executor.members, record.job_id, after_step=record.step, timeout_s=_FETCH_S
+            )
+            record.snapshot = newer or record.snapshot
         if isinstance(error, BadResult) or record.losses >= _MAX_GROUP_LOSSES:
             record.group_excluded = error.reason
         self.apply(record, JobEvent.LOST)
 
     def _note_fallback(self, record: JobRecord, grant: Grant) -> None:
         """Make visible that the job did not stay, or did not go, where it belongs."""
-        decision, loss = grant.decision, record.loss
-        record.loss = None
-        if loss is None and decision.reason in ("", "LOCAL_ONLY"):
+        fallback = record.fallback_to(grant.executor, grant.decision)
+        if fallback is None:
             return
-        reason = loss.reason if loss is not None else decision.reason
-        words = "; ".join(w for w in (loss.message if loss else "", decision.message) if w)
-        source = record.segments[-1].executor if record.segments else "group"
-        done = record.segments[-1].end_step if record.segments else record.step
-        fallback = pb.Fallback(
-            to=grant.executor.name,
-            reason=reason,
-            message=words,
-            at_step=record.step,
-            repeated_steps=max(done - record.step, 0),
-        )
-        setattr(fallback, "from", source)  # a keyword of Python
         record.fallbacks.append(fallback)
-        self._metrics.fell_back(reason=reason, source=source, target=grant.executor.name)
+        source = getattr(fallback, "from")  # a keyword of Python
+        self._metrics.fell_back(reason=fallback.reason, source=source, target=fallback.to)
         with telemetry.span(
             "fallback",
             parent=record.span,
-            reason=reason,
-            message=words,
+            reason=fallback.reason,
+            message=fallback.message,
             source=source,
-            target=grant.executor.name,
-            at_step=record.step,
+            target=fallback.to,
+            at_step=fallback.at_step,
         ):
-            log.warning("job %s falls back to %s: %s", record.job_id, grant.executor.name, words)
+            log.warning("job %s moves to %s: %s", record.job_id, fallback.to, fallback.message)

@@ -14,7 +14,7 @@ from ditmesh.errors import DeadlineExceeded, Unavailable
 _RETRY_AFTER_S = 5.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grant:
     """An executor to work on. `decision` says why it is not the group, if it is not."""
 
@@ -38,6 +38,9 @@ class Claim:
     split: bool = False
     group_excluded: str = ""
     on_position: Callable[[int], None] = lambda position: None
+    on_group_free: Callable[[], None] = lambda: None
+    """Called while the work runs locally only for want of a group, once the group is free and
+    would be faster."""
     granted: asyncio.Future[Grant] = field(default_factory=asyncio.Future)
 
 
@@ -48,6 +51,7 @@ class Scheduler:
         self._cluster = cluster
         self._regroup_wait_s = regroup_wait_s
         self._waiting: list[Claim] = []
+        self._exiled: dict[Grant, Claim] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._pump_due = False
         cluster.on_change = self._pump_soon
@@ -74,7 +78,7 @@ class Scheduler:
         except asyncio.CancelledError:
             if claim.granted.done() and not claim.granted.cancelled():
                 # Granted in the same moment: nobody will use it.
-                self._cluster.give_back(claim.granted.result().executor)
+                self.release(claim.granted.result())
             raise
         finally:
             if claim in self._waiting:
@@ -83,6 +87,7 @@ class Scheduler:
 
     def release(self, grant: Grant) -> None:
         """The work is over; the next claim moves up."""
+        self._exiled.pop(grant, None)
         self._cluster.give_back(grant.executor)
 
     def pump(self) -> None:
@@ -93,6 +98,18 @@ class Scheduler:
         self._waiting = [claim for claim in self._waiting if not claim.granted.done()]
         for position, claim in enumerate(self._waiting):
             claim.on_position(position)
+        if not self._waiting:
+            self._call_back()
+
+    def _call_back(self) -> None:
+        """Nobody waits: work that only lacked a group may have it now."""
+        for claim in self._exiled.values():
+            model = self._cluster.models().get(claim.model)
+            group = self._cluster.group_facts(model, since=claim.since)
+            if group.ready and group.free and group.has_model:
+                if self._cluster.group_is_faster(claim.model):
+                    claim.on_group_free()
+                return
 
     def _pump_soon(self) -> None:
         """Pump once, after whatever is going on: changes come in bursts and from within pumps."""
@@ -123,7 +140,10 @@ class Scheduler:
                 executor = self._cluster.take_group(split=claim.split)
                 claim.granted.set_result(Grant(executor, decision))
             case Rung.LOCAL:
-                claim.granted.set_result(Grant(self._cluster.take_local(), decision))
+                grant = Grant(self._cluster.take_local(), decision)
+                if claim.policy is not Policy.LOCAL_ONLY and not claim.group_excluded:
+                    self._exiled[grant] = claim
+                claim.granted.set_result(grant)
             case Rung.REFUSE if decision.reason == "TOO_SLOW":
                 claim.granted.set_exception(DeadlineExceeded(decision.message))
             case Rung.REFUSE:

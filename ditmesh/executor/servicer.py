@@ -18,6 +18,7 @@ from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, Draining
 from ditmesh.executor.device import memory_bytes
 from ditmesh.executor.engine import Engine
+from ditmesh.executor.keeper import StateKeeper, state_messages
 from ditmesh.executor.predict import PredictSession
 from ditmesh.executor.session import RunSession
 from ditmesh.models.describe import describe
@@ -55,6 +56,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self._limits = limits
         self._give_up = give_up
         self._store = ContentStore(limits.content_bytes)
+        self._keeper = StateKeeper()
         self._torch_thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
         self._incarnation = uuid.uuid4().hex
         self._changed = threading.Condition()
@@ -121,6 +123,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             self._engine,
             self._torch_thread,
             self._store,
+            self._keeper,
             max_bytes=self._limits.max_request_bytes,
         )
         try:
@@ -128,6 +131,18 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         except Exception as error:
             self._fail(context, error)
         self._notify()
+
+    def FetchState(
+        self, request: pb.FetchStateRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.FetchStateResponse]:
+        """The newest state of a job that is or was run here."""
+        try:
+            update, pieces = state_messages(self._keeper.newest(request.job_id))
+            yield pb.FetchStateResponse(state=update)
+            for chunk in pieces:
+                yield pb.FetchStateResponse(chunk=chunk)
+        except Exception as error:
+            self._fail(context, error)
 
     def PredictStep(
         self,

@@ -21,10 +21,10 @@ from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.executor.control import GO_ON, Control, StopFlag
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.inputs import build_task
+from ditmesh.executor.keeper import StateKeeper, encode_state, state_messages
 from ditmesh.executor.loop import Outcome, StepDone, Task, run
 from ditmesh.jobs import Job
 from ditmesh.models.latents import LatentFormat
-from ditmesh.sampling import State
 from ditmesh.tensors import WireTensor
 from ditmesh.torch_tensors import from_torch
 from ditmesh.v1 import job_pb2, node_pb2, sampler_pb2, tensor_pb2
@@ -42,12 +42,14 @@ class RunSession:
         engine: Engine,
         torch_thread: ThreadPool,
         store: ContentStore,
+        keeper: StateKeeper,
         *,
         max_bytes: int,
     ) -> None:
         self._engine = engine
         self._torch_thread = torch_thread
         self._store = store
+        self._keeper = keeper
         self._max_bytes = max_bytes
         self._published: queue.SimpleQueue[_Published] = queue.SimpleQueue()
 
@@ -104,7 +106,12 @@ class RunSession:
         self, task: Task, job: Job, mesh: int, flag: StopFlag
     ) -> Iterator[node_pb2.RunResponse]:
         leads = self._engine.leads(mesh)
-        publish = self._published.put if leads else _ignore
+
+        def publish(done: StepDone) -> None:
+            self._keeper.keep(job.spec.job_id, done)
+            if leads:
+                self._published.put(done)
+
         started = time.monotonic()
         span = telemetry.current_span()
         control = self._engine.control(mesh, flag)
@@ -112,7 +119,7 @@ class RunSession:
         future.add_done_callback(self._published.put)
         while isinstance(item := self._published.get(), StepDone):
             span.event("step", step=item.state.step, sigma=item.sigma, seconds=item.seconds)
-            yield from _state_messages(item, job.spec, task.latent_format)
+            yield from _step_messages(item, job.spec, task.latent_format)
         outcome = item.result()
         if leads and outcome.stopped == GO_ON:
             yield from _result_messages(outcome, job.spec)
@@ -129,10 +136,6 @@ def _work(task: Task, control: Control, publish: Callable[[StepDone], None]) -> 
     except Exception as error:
         log.exception("the run failed")
         raise ExecutorFailed(f"{type(error).__name__}: {error}") from error
-
-
-def _ignore(step: StepDone) -> None:
-    """Every rank computes each state; only the leader's is sent."""
 
 
 def _wait_for_start(requests: Iterator[node_pb2.RunRequest], flag: StopFlag) -> bool:
@@ -156,32 +159,16 @@ def _listen(requests: Iterator[node_pb2.RunRequest], flag: StopFlag) -> None:
         log.debug("run stream closed by the coordinator")
 
 
-def encode_state(state: State) -> tuple[job_pb2.JobState, tuple[WireTensor, ...]]:
-    """The state as a message and its tensors: the latent, then the history by name."""
-    names = sorted(state.history)
-    message = job_pb2.JobState(
-        step=state.step,
-        noise_draws=state.noise_draws,
-        sampler_revision=state.revision,
-        latent=0,
-        history={name: i + 1 for i, name in enumerate(names)},
-    )
-    tensors = (state.latent, *(state.history[name] for name in names))
-    return message, tuple(from_torch(t) for t in tensors)
-
-
-def _state_messages(
+def _step_messages(
     done: StepDone, spec: job_pb2.JobSpec, latent_format: LatentFormat
 ) -> Iterator[node_pb2.RunResponse]:
-    message, tensors = encode_state(done.state)
-    update = node_pb2.StateUpdate(
-        tensors=[t.spec.to_proto() for t in tensors], state=message, sigma=done.sigma
-    )
     every = spec.preview.every_steps if spec.HasField("preview") else 0
+    preview = None
     if every and done.state.step % every == 0 and done.denoised is not None:
-        update.preview.CopyFrom(_preview(done.denoised, latent_format))
+        preview = _preview(done.denoised, latent_format)
+    update, pieces = state_messages(done, preview)
     yield node_pb2.RunResponse(state=update)
-    for chunk in chunks(tensors, range(len(tensors))):
+    for chunk in pieces:
         yield node_pb2.RunResponse(chunk=chunk)
 
 

@@ -182,6 +182,20 @@ class RunDone(_message.Message):
     seconds: float
     def __init__(self, stopped: _Optional[_Union[StopReason, str]] = ..., seconds: _Optional[float] = ...) -> None: ...
 
+class FetchStateRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class FetchStateResponse(_message.Message):
+    __slots__ = ("state", "chunk")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    state: StateUpdate
+    chunk: _tensor_pb2.TensorChunk
+    def __init__(self, state: _Optional[_Union[StateUpdate, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ...) -> None: ...
+
 class PredictStepRequest(_message.Message):
     __slots__ = ("open", "call", "chunk", "start")
     OPEN_FIELD_NUMBER: _ClassVar[int]

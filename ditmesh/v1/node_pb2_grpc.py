@@ -60,6 +60,11 @@ class NodeServiceStub(object):
                 request_serializer=ditmesh_dot_v1_dot_node__pb2.RunRequest.SerializeToString,
                 response_deserializer=ditmesh_dot_v1_dot_node__pb2.RunResponse.FromString,
                 _registered_method=True)
+        self.FetchState = channel.unary_stream(
+                '/ditmesh.v1.NodeService/FetchState',
+                request_serializer=ditmesh_dot_v1_dot_node__pb2.FetchStateRequest.SerializeToString,
+                response_deserializer=ditmesh_dot_v1_dot_node__pb2.FetchStateResponse.FromString,
+                _registered_method=True)
         self.PredictStep = channel.stream_stream(
                 '/ditmesh.v1.NodeService/PredictStep',
                 request_serializer=ditmesh_dot_v1_dot_node__pb2.PredictStepRequest.SerializeToString,
@@ -109,6 +114,14 @@ class NodeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchState(self, request, context):
+        """The newest state that this node holds of a job, whether it led the job or not: when the
+        leader is lost, what it had not sent yet is taken from a survivor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PredictStep(self, request_iterator, context):
         """Single transformer calls on one mesh, in the same order on every rank.
         """
@@ -143,6 +156,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.Run,
                     request_deserializer=ditmesh_dot_v1_dot_node__pb2.RunRequest.FromString,
                     response_serializer=ditmesh_dot_v1_dot_node__pb2.RunResponse.SerializeToString,
+            ),
+            'FetchState': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchState,
+                    request_deserializer=ditmesh_dot_v1_dot_node__pb2.FetchStateRequest.FromString,
+                    response_serializer=ditmesh_dot_v1_dot_node__pb2.FetchStateResponse.SerializeToString,
             ),
             'PredictStep': grpc.stream_stream_rpc_method_handler(
                     servicer.PredictStep,
@@ -286,6 +304,33 @@ class NodeService(object):
             '/ditmesh.v1.NodeService/Run',
             ditmesh_dot_v1_dot_node__pb2.RunRequest.SerializeToString,
             ditmesh_dot_v1_dot_node__pb2.RunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ditmesh.v1.NodeService/FetchState',
+            ditmesh_dot_v1_dot_node__pb2.FetchStateRequest.SerializeToString,
+            ditmesh_dot_v1_dot_node__pb2.FetchStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,10 @@ class NodeServiceStub:
     every rank of the mesh is ready, perhaps stop. Node: needed, ready, states
     (rank 0 only), done.
     """
+    FetchState: grpc.UnaryStreamMultiCallable[ditmesh.v1.node_pb2.FetchStateRequest, ditmesh.v1.node_pb2.FetchStateResponse]
+    """The newest state that this node holds of a job, whether it led the job or not: when the
+    leader is lost, what it had not sent yet is taken from a survivor.
+    """
     PredictStep: grpc.StreamStreamMultiCallable[ditmesh.v1.node_pb2.PredictStepRequest, ditmesh.v1.node_pb2.PredictStepResponse]
     """Single transformer calls on one mesh, in the same order on every rank."""
 
@@ -66,6 +70,10 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Runs a job's steps. Coordinator: job, chunks asked for, then start once
     every rank of the mesh is ready, perhaps stop. Node: needed, ready, states
     (rank 0 only), done.
+    """
+    FetchState: grpc.aio.UnaryStreamMultiCallable[ditmesh.v1.node_pb2.FetchStateRequest, ditmesh.v1.node_pb2.FetchStateResponse]  # type: ignore[assignment]
+    """The newest state that this node holds of a job, whether it led the job or not: when the
+    leader is lost, what it had not sent yet is taken from a survivor.
     """
     PredictStep: grpc.aio.StreamStreamMultiCallable[ditmesh.v1.node_pb2.PredictStepRequest, ditmesh.v1.node_pb2.PredictStepResponse]  # type: ignore[assignment]
     """Single transformer calls on one mesh, in the same order on every rank."""
@@ -116,6 +124,16 @@ class NodeServiceServicer(metaclass=abc.ABCMeta):
         """Runs a job's steps. Coordinator: job, chunks asked for, then start once
         every rank of the mesh is ready, perhaps stop. Node: needed, ready, states
         (rank 0 only), done.
+        """
+
+    @abc.abstractmethod
+    def FetchState(
+        self,
+        request: ditmesh.v1.node_pb2.FetchStateRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[ditmesh.v1.node_pb2.FetchStateResponse], collections.abc.AsyncIterator[ditmesh.v1.node_pb2.FetchStateResponse]]:
+        """The newest state that this node holds of a job, whether it led the job or not: when the
+        leader is lost, what it had not sent yet is taken from a survivor.
         """
 
     @abc.abstractmethod

@@ -1,0 +1,57 @@
+"""After a loss: the newest state that any survivor holds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import grpc.aio
+
+from coordinator.nodes import NodeLink
+from ditmesh.errors import DitmeshError
+from ditmesh.exchange import Receiver, read_specs
+from ditmesh.jobs import Snapshot
+from ditmesh.v1 import node_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+_MAX_STATE_BYTES = 4 << 30
+
+
+async def newest_state(
+    members: Sequence[NodeLink], job_id: str, *, after_step: int, timeout_s: float
+) -> Snapshot | None:
+    """The newest state of the job among the members that still answer, if newer than
+    `after_step`; None if there is none or they take too long.
+    """
+    asking = [_fetch(link, job_id, after_step) for link in members if link.up]
+    if not asking:
+        return None
+    tasks = [asyncio.create_task(coroutine) for coroutine in asking]
+    done, pending = await asyncio.wait(tasks, timeout=timeout_s)
+    for task in pending:
+        task.cancel()
+    found = [snapshot for task in done if (snapshot := task.result()) is not None]
+    return max(found, key=lambda snapshot: snapshot.step, default=None)
+
+
+async def _fetch(link: NodeLink, job_id: str, after_step: int) -> Snapshot | None:
+    call = link.stub.FetchState(pb.FetchStateRequest(job_id=job_id))
+    try:
+        first = await call.read()
+        if not isinstance(first, pb.FetchStateResponse) or first.state.state.step <= after_step:
+            return None
+        specs = read_specs(first.state.tensors, field="state", max_bytes=_MAX_STATE_BYTES)
+        receiver = Receiver(specs, field="state")
+        while not receiver.complete:
+            message = await call.read()
+            if not isinstance(message, pb.FetchStateResponse):
+                return None
+            receiver.feed(message.chunk)
+        return Snapshot(first.state.state, receiver.tensors())
+    except (grpc.aio.AioRpcError, DitmeshError) as error:
+        log.debug("%s has no state of job %s: %s", link.address, job_id, error)
+        return None
+    finally:
+        call.cancel()

@@ -1,0 +1,71 @@
+"""The newest states of the job in hand, on every rank, and how they are sent."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+
+from ditmesh.errors import UnknownJob
+from ditmesh.exchange import chunks
+from ditmesh.executor.loop import StepDone
+from ditmesh.sampling import State
+from ditmesh.tensors import WireTensor
+from ditmesh.torch_tensors import from_torch
+from ditmesh.v1 import job_pb2, node_pb2, tensor_pb2
+
+_KEPT = 2
+
+
+class StateKeeper:
+    """The last two states of the last job. Thread-safe.
+
+    Two, because a rank may be a step ahead of another that is lost with it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._job_id = ""
+        self._states: deque[StepDone] = deque(maxlen=_KEPT)
+
+    def keep(self, job_id: str, done: StepDone) -> None:
+        """A step of the job is done here."""
+        with self._lock:
+            if job_id != self._job_id:
+                self._job_id = job_id
+                self._states.clear()
+            self._states.append(done)
+
+    def newest(self, job_id: str) -> StepDone:
+        """The newest state. Raises UnknownJob."""
+        with self._lock:
+            if job_id != self._job_id or not self._states:
+                raise UnknownJob(f"no state of job {job_id!r} is held here")
+            return self._states[-1]
+
+
+def encode_state(state: State) -> tuple[job_pb2.JobState, tuple[WireTensor, ...]]:
+    """The state as a message and its tensors: the latent, then the history by name."""
+    names = sorted(state.history)
+    message = job_pb2.JobState(
+        step=state.step,
+        noise_draws=state.noise_draws,
+        sampler_revision=state.revision,
+        latent=0,
+        history={name: i + 1 for i, name in enumerate(names)},
+    )
+    tensors = (state.latent, *(state.history[name] for name in names))
+    return message, tuple(from_torch(t) for t in tensors)
+
+
+def state_messages(
+    done: StepDone, preview: tensor_pb2.InlineTensor | None = None
+) -> tuple[node_pb2.StateUpdate, Iterator[tensor_pb2.TensorChunk]]:
+    """The announcement of a state, and the chunks that follow it."""
+    message, tensors = encode_state(done.state)
+    update = node_pb2.StateUpdate(
+        tensors=[t.spec.to_proto() for t in tensors], state=message, sigma=done.sigma
+    )
+    if preview is not None:
+        update.preview.CopyFrom(preview)
+    return update, chunks(tensors, range(len(tensors)))
