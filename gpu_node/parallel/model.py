@@ -50,10 +50,11 @@ class MeshModel:
 
         Raises:
             GroupLost: another rank died, hung or left.
+
         """
         x, sigma_B = place(x_BCHW, sigma, self.device)
         outputs: list[Tensor] = []
-        with self.group.collective(), self.group.use(self.mesh):
+        with self.group.use(self.mesh), self.group.collective():
             while len(outputs) < len(branches):
                 outputs += self._forward(x, sigma_B, branches[len(outputs) :][: self.mesh.cfg])
         return [self.family.denoised(x, sigma_B, output) for output in outputs]
@@ -64,9 +65,10 @@ class MeshModel:
 
         Raises:
             GroupLost: another rank died, hung or left.
+
         """
         x, sigma_B = place(x_BCHW, sigma, self.device)
-        with self.group.collective(), self.group.use(self.mesh):
+        with self.group.use(self.mesh), self.group.collective():
             (output,) = self._forward(x, sigma_B, [cond])
         return output
 
@@ -87,5 +89,6 @@ def load_transformer(
     Raises:
         DamagedModel: as `loading.load`.
         InvalidMesh: the model's family runs on one rank only.
+
     """
     return load(info, device=device, dtype=dtype, transformer_class=transformer_class(info.family))

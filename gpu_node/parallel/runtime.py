@@ -7,6 +7,7 @@ included, has a timeout, and all ranks create all of them in one order when they
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +20,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from ditmesh.errors import DitmeshError, GroupLost, InternalError, InvalidMesh, InvalidRequest
+from ditmesh.errors import GroupLost, InternalError, InvalidMesh, InvalidRequest
 from ditmesh.mesh import MeshSpec
 from gpu_node.parallel import sockets
 from gpu_node.parallel.xfuser_setup import prepare, require_prepared
 
 __all__ = ["Group", "join", "prepare", "transformer_class"]
+
+log = logging.getLogger(__name__)
 
 LOOPBACK = "lo"
 LEAVE_DEADLINE_S = 10.0
@@ -66,13 +69,14 @@ def join(
         meshes: all meshes of the epoch, the same list on every rank.
         timeout_s: how long a collective, or the joining itself, may wait for another rank.
         device: `cpu` or `cuda:<index>`.
-        interface: the network interface that gloo listens on; the loopback's unless ranks are
-            on several machines.
+        interface: the network interface that gloo and NCCL listen on; the loopback's unless
+            ranks are on several machines.
 
     Raises:
         InvalidMesh: a mesh does not fit the world.
         GroupLost: the others did not come in time, or a connection failed.
         InternalError: `prepare` was not called, or this process is still in a group.
+
     """
     global _active
     require_prepared()
@@ -83,16 +87,18 @@ def join(
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        os.environ["NCCL_SOCKET_IFNAME"] = interface
     os.environ["GLOO_SOCKET_IFNAME"] = interface
     group = Group(epoch, rank, world_size, device, timeout_s)
     _active = group
     try:
         group._form(PrefixStore(f"epoch/{epoch}", store), meshes)
-    except (RuntimeError, DitmeshError) as error:
+    except RuntimeError as error:
         group.leave()
-        if isinstance(error, DitmeshError):
-            raise
         raise GroupLost(f"epoch {epoch} could not be formed: {_first_line(error)}") from error
+    except BaseException:
+        group.leave()
+        raise
     return group
 
 
@@ -101,6 +107,7 @@ def transformer_class(family: str) -> type[nn.Module]:
 
     Raises:
         InvalidMesh: the family runs on one rank only.
+
     """
     require_prepared()
     # xfuser can be imported only once `prepare` has adjusted it.
@@ -147,6 +154,7 @@ class Group:
 
         Raises:
             InvalidMesh: this rank is not in that mesh, or the epoch does not have it.
+
         """
         from gpu_node.parallel import xfuser_state
 
@@ -167,14 +175,19 @@ class Group:
 
         Raises:
             GroupLost: another rank died, hung or closed its connection, or `abort` was called.
+
         """
+        with self._guard(), self._watch():
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
         if self.aborted or self._left:
             raise GroupLost(f"rank {self.rank} is no longer in epoch {self.epoch}")
         try:
-            with self._watch():
-                yield
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
+            yield
         except InvalidRequest:
             raise
         except BaseException as error:
@@ -198,10 +211,11 @@ class Group:
 
         Raises:
             GroupLost: as `collective`.
+
         """
         place = self._place(mesh)
         decision = torch.tensor(list(values), dtype=torch.int64)
-        with self.collective():
+        with self._guard():
             if place.mesh_group is not None:
                 dist.broadcast(decision, src=mesh.ranks[0], group=place.mesh_group)
         return [int(value) for value in decision.tolist()]
@@ -226,6 +240,7 @@ class Group:
 
         Raises:
             GroupLost: tearing it down hangs; this process has to be replaced.
+
         """
         global _active
         from gpu_node.parallel import xfuser_state
@@ -247,6 +262,7 @@ class Group:
 
         Raises:
             GroupLost: NCCL does not let go; this process has to be replaced.
+
         """
         self._aborted.set()
         sockets.shut(self._addresses)
@@ -257,6 +273,9 @@ class Group:
         timeout = timedelta(seconds=self.timeout_s)
         store.set_timeout(timeout)
         already = sockets.listening()
+        # Groups are named by a counter that a join which failed half way leaves advanced; all
+        # ranks must start at the same number.
+        dist.distributed_c10d._world.group_count = 0
         dist.init_process_group(
             _backend(self.device),
             store=store,
@@ -361,7 +380,14 @@ def _abort_nccl() -> None:
 
 def _finishes(action: Callable[[], None], deadline_s: float) -> bool:
     """Run `action` on a side thread; whether it returned, or raised, before the deadline."""
-    thread = threading.Thread(target=action, daemon=True)
+
+    def run() -> None:
+        try:
+            action()
+        except RuntimeError as error:  # a broken group complains, and is gone all the same
+            log.warning("tearing a group down: %s", _first_line(error))
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(deadline_s)
     return not thread.is_alive()

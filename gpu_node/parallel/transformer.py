@@ -146,7 +146,14 @@ def attend(
     valid = next(attention_kwargs["valid_keys"])
     if valid is not None:
         key, value = key.index_select(2, valid), value.index_select(2, valid)
-    if not attention_kwargs["merged"]:
+    return kernel(query, key, value, with_lse=attention_kwargs["merged"])
+
+
+def kernel(
+    query: Tensor, key: Tensor, value: Tensor, *, with_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention on this rank's device, with its log-sum-exp if asked."""
+    if not with_lse:
         return scaled_dot_product_attention(query, key, value), None
     if query.device.type == "cpu":
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)

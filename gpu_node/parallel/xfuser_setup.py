@@ -29,6 +29,7 @@ def prepare(device_type: str) -> None:
 
     Raises:
         InternalError: it was called before for another device.
+
     """
     global _prepared
     if _prepared == device_type:
