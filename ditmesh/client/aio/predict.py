@@ -1,0 +1,113 @@
+"""Single transformer calls of an asyncio client, over one long-lived stream."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from ditmesh.client.aio.outbox import Outbox
+from ditmesh.client.conditioning import Conditioning, TensorLike
+from ditmesh.client.connection import Connection
+from ditmesh.client.prediction import PredictExchange
+from ditmesh.client.retry import Attempts
+from ditmesh.errors import DeadlineExceeded
+from ditmesh.v1 import sampler_pb2 as pb
+
+
+class AsyncPredictStream:
+    """Calls of one model. One at a time: further tasks wait for their turn.
+
+    A stream that breaks is opened again and the call repeated, within the time that the client's
+    `reattach_s` gives.
+    """
+
+    def __init__(self, predict: Any, connection: Connection, opening: pb.PredictRequest) -> None:
+        """`predict` is the stub's method."""
+        self.executor = ""
+        """Who answered last: "group" or "local"."""
+        self.fallback_reason = ""
+        """Why the last answer did not come from the group; empty when it did."""
+        self._predict = predict
+        self._connection = connection
+        self._opening = opening
+        self._turn = asyncio.Lock()
+        self._attempts = Attempts(connection.retry)
+        self._ids = itertools.count(1)
+        self._call: Any = None
+        self._outbox: Outbox[pb.PredictRequest] = Outbox()
+
+    async def predict(
+        self,
+        x: TensorLike,
+        timestep: float | Sequence[float],
+        conditioning: Conditioning,
+        *,
+        timeout_s: float | None = None,
+    ) -> npt.NDArray[np.generic]:
+        """The raw output of the transformer for `x` [B, C, H, W] in model space.
+
+        `timestep` is one for all or one for each batch item, as the model takes it (Flux: the
+        sigma). The output has the shape of `x`, and its type except that bf16 is float32. The
+        conditioning is sent once, as long as the server remembers it.
+        """
+        exchange = PredictExchange(next(self._ids), x, timestep, conditioning)
+        async with self._turn:
+            while not exchange.done:
+                try:
+                    failure = await asyncio.wait_for(self._attempt(exchange), timeout_s)
+                except asyncio.TimeoutError:
+                    raise DeadlineExceeded(f"no answer came within {timeout_s:g} s") from None
+                if not exchange.done:
+                    await asyncio.sleep(self._attempts.pause_after(failure, taken=False))
+            self.executor = exchange.executor
+            self.fallback_reason = exchange.fallback_reason
+        return exchange.answer()
+
+    async def close(self) -> None:
+        """End the stream; a later call opens another."""
+        self._drop()
+
+    async def __aenter__(self) -> AsyncPredictStream:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _attempt(self, exchange: PredictExchange) -> grpc.RpcError | None:
+        """Send the call and read its answer; the failure with which the stream broke."""
+        if self._call is None:
+            self._outbox = Outbox(self._opening)
+            self._call = self._predict(aiter(self._outbox), metadata=self._connection.metadata())
+        call = self._call
+        try:
+            self._outbox.send([exchange.opening()])
+            while not exchange.done:
+                response = await call.read()
+                if response is grpc.aio.EOF:
+                    return None
+                self._attempts.heard()
+                self._outbox.send(exchange.receive(response))
+        except grpc.RpcError as failure:
+            return failure
+        finally:
+            if not exchange.done:
+                self._drop()  # half a call is on its way: this stream cannot be used again
+        return None
+
+    def _drop(self) -> None:
+        call, self._call = self._call, None
+        self._outbox.close()
+        if call is not None:
+            call.cancel()

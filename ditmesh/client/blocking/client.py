@@ -1,0 +1,171 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from ditmesh import telemetry
+from ditmesh.client import pipeline
+from ditmesh.client.blocking.handle import JobHandle
+from ditmesh.client.blocking.outbox import Outbox
+from ditmesh.client.blocking.predict import PredictStream
+from ditmesh.client.cluster import ClusterSnapshot, read_cluster
+from ditmesh.client.conditioning import TensorLike
+from ditmesh.client.connection import DEFAULT_ADDRESS, TLS, Connection, translated
+from ditmesh.client.conversation import SampleConversation
+from ditmesh.client.events import Progress, SampleResult
+from ditmesh.client.job import Fallback, JobOptions, build_job
+from ditmesh.client.prediction import open_request
+from ditmesh.client.retry import RetryPolicy
+from ditmesh.tensors import WireTensor
+from ditmesh.v1 import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    pipeline_pb2,
+    pipeline_pb2_grpc,
+    sampler_pb2_grpc,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Client:
+    """A connection to a coordinator. Threads may share it; connects when it is first used.
+
+    Every method raises the errors of `ditmesh.errors`.
+
+        with Client("coordinator:50050") as client:
+            result = client.sample(
+                model="flux", positive=Conditioning(text, pooled), size=(1, 128, 128), steps=20
+            )
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        tls: TLS | None = None,
+        token: str | None = None,
+        timeout_s: float = 60.0,
+        retries: int = 0,
+        reattach_s: float = 30.0,
+    ) -> None:
+        """For the arguments see `Connection` and `RetryPolicy`."""
+        retry = RetryPolicy(retries, reattach_s)
+        self._connection = Connection(address, tls, token, timeout_s, retry)
+        options = self._connection.channel_options
+        if tls is None:
+            self._channel = grpc.insecure_channel(address, options)
+        else:
+            self._channel = grpc.secure_channel(address, tls.credentials(), options)
+        self._sampler = sampler_pb2_grpc.SamplerServiceStub(self._channel)
+        self._pipeline = pipeline_pb2_grpc.PipelineServiceStub(self._channel)
+        self._cluster = cluster_pb2_grpc.ClusterServiceStub(self._channel)
+        self._handles: weakref.WeakSet[JobHandle] = weakref.WeakSet()
+
+    def sample(
+        self,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        deadline_s: float | None = None,
+        **options: Unpack[JobOptions],
+    ) -> SampleResult:
+        """Sample and wait for the result. `options` are those of `JobOptions`.
+
+        An exception that comes meanwhile, KeyboardInterrupt or one of `on_progress`, cancels the
+        job before it is raised. The job fails when `deadline_s` seconds are over.
+        """
+        with self.start(deadline_s=deadline_s, **options) as job:
+            for event in job:
+                if on_progress is not None and isinstance(event, Progress):
+                    on_progress(event)
+            return job.result()
+
+    def start(self, *, deadline_s: float | None = None, **options: Unpack[JobOptions]) -> JobHandle:
+        """Start a job and go on; what becomes of it, its handle tells."""
+        conversation = SampleConversation(
+            build_job(options),
+            latent_format=options.get("latent_format"),
+            deadline_s=deadline_s,
+            retry=self._connection.retry,
+        )
+        handle = JobHandle(self._sampler.Sample, self._connection, conversation)
+        self._handles.add(handle)
+        return handle
+
+    def predict_stream(self, model: str, *, fallback: Fallback = "allow") -> PredictStream:
+        """Single transformer calls, for callers that keep their own sampling loop."""
+        opening = open_request(model, fallback)
+        return PredictStream(self._sampler.Predict, self._connection, opening)
+
+    def cluster(self) -> ClusterSnapshot:
+        """Nodes, group, queue and models at this moment."""
+        with translated():
+            answer = self._cluster.GetCluster(
+                cluster_pb2.GetClusterRequest(),
+                timeout=self._connection.timeout_s,
+                metadata=self._connection.metadata(),
+            )
+        return read_cluster(answer)
+
+    def encode_prompt(self, model: str, prompt: str) -> pipeline.EncodedPrompt:
+        """A prompt's conditioning, for models that bring their text encoders."""
+        exchange = pipeline.EncodeExchange()
+        with translated(), telemetry.client_span(pipeline.ENCODE, model=model):
+            for response in self._pipeline.EncodePrompt(
+                pipeline_pb2.EncodePromptRequest(model=model, prompt=prompt),
+                timeout=self._connection.timeout_s,
+                metadata=self._connection.metadata(),
+            ):
+                exchange.receive(response)
+        return exchange.finish()
+
+    def decode(self, model: str, latent: TensorLike) -> npt.NDArray[np.float32]:
+        """Pictures [B, H, W, 3] from 0 to 1 of a model-space latent [B, C, H, W]."""
+        return pipeline.float_images(self._decode(model, latent, pipeline_pb2.IMAGE_FORMAT_F32))
+
+    def decode_png(self, model: str, latent: TensorLike) -> list[bytes]:
+        """A PNG file for each picture of a model-space latent [B, C, H, W]."""
+        return pipeline.png_files(self._decode(model, latent, pipeline_pb2.IMAGE_FORMAT_PNG))
+
+    def close(self) -> None:
+        """Disconnect. Jobs that still run are left: the server ends them after a while."""
+        for handle in list(self._handles):
+            handle.close()
+        self._channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _decode(
+        self, model: str, latent: TensorLike, image_format: pipeline_pb2.ImageFormat
+    ) -> tuple[WireTensor, ...]:
+        exchange = pipeline.DecodeExchange(model, latent, image_format)
+        outbox = Outbox(exchange.opening())
+        try:
+            with translated(), telemetry.client_span(pipeline.DECODE, model=model):
+                for response in self._pipeline.DecodeLatent(
+                    iter(outbox),
+                    timeout=self._connection.timeout_s,
+                    metadata=self._connection.metadata(),
+                ):
+                    outbox.send(exchange.receive(response))
+        finally:
+            outbox.close()
+        return exchange.finish()

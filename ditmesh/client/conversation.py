@@ -1,0 +1,166 @@
+"""The client's side of `SamplerService.Sample`, without any I/O.
+
+Whoever does the I/O, blocking or asyncio, opens streams, sends what this says, and feeds it what
+comes. One conversation may take several streams: a broken one is taken up again by job id.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+
+from ditmesh.client.events import (
+    Accepted,
+    Done,
+    Event,
+    Queued,
+    SampleResult,
+    read_progress,
+    read_summary,
+)
+from ditmesh.client.retry import Attempts, RetryPolicy
+from ditmesh.errors import DeadlineExceeded, InternalError
+from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.jobs import Job, extract_state
+from ditmesh.models.latents import LatentFormat
+from ditmesh.tensors import WireTensor
+from ditmesh.v1 import sampler_pb2 as pb
+
+METHOD = "ditmesh.v1.SamplerService/Sample"
+CANCEL = pb.SampleRequest(cancel=pb.CancelJob())
+CANCEL_TIMEOUT_S = 30.0
+"""How long `cancel` waits for the job's end unless told otherwise."""
+_MAX_RESULT_BYTES = 1 << 34
+
+Reaction = tuple[Iterable[pb.SampleRequest], Event | None]
+"""What to send, and what to tell the user."""
+
+
+class SampleConversation:
+    """One job from its spec to its result. Not thread-safe, except for `cancel`."""
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        latent_format: LatentFormat | None = None,
+        deadline_s: float | None = None,
+        retry: RetryPolicy,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.job = job
+        self.result: SampleResult | None = None
+        """Set once the job has succeeded."""
+        self._latent_format = latent_format
+        self._clock = clock
+        self._deadline = None if deadline_s is None else clock() + deadline_s
+        self._attempts = Attempts(retry, clock)
+        self._accepted = False
+        self._cancelled = False
+        self._message: pb.SampleResult | None = None
+        self._receiver: Receiver | None = None
+
+    def cancel(self) -> None:
+        """From now on inputs are not sent, and every new stream asks for the job's end."""
+        self._cancelled = True
+
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline, for the next stream. Raises DeadlineExceeded."""
+        if self._deadline is None:
+            return None
+        left = self._deadline - self._clock()
+        if left <= 0:
+            raise DeadlineExceeded("The job's deadline passed.")
+        return left
+
+    def opening(self) -> list[pb.SampleRequest]:
+        """The first messages of a new stream."""
+        self._message = self._receiver = None
+        first = pb.SampleRequest(job=self.job.spec)
+        return [first, CANCEL] if self._cancelled else [first]
+
+    def receive(self, response: pb.SampleResponse) -> Reaction:
+        """Take a message of the server.
+
+        Raises InternalError for what the contract forbids, InvalidTensor or ProtocolError for a
+        result whose bytes are not what was declared.
+        """
+        self._attempts.heard()
+        kind = response.WhichOneof("message")
+        if kind == "needed":
+            return self._inputs(tuple(response.needed.tensors)), None
+        if kind == "accepted":
+            self._accepted = True
+            a = response.accepted
+            return (), Accepted(a.job_id, a.steps, a.queue_position, a.resumed)
+        if kind == "queue":
+            return (), Queued(response.queue.position)
+        if kind == "progress":
+            return (), read_progress(response.progress)
+        if kind == "result":
+            self._begin_result(response.result)
+        elif kind == "chunk":
+            self._expected(self._receiver, "chunk").feed(response.chunk)
+        elif kind == "summary":
+            return (), self._finish(response.summary)
+        return (), None
+
+    def pause_after(self, failure: grpc.RpcError | None) -> float:
+        """Seconds to wait before the next stream; raises when there shall be none.
+
+        `failure` is what the stream broke with, None if it ended without a result.
+        """
+        pause = self._attempts.pause_after(failure, taken=self._accepted)
+        left = self.remaining_s()
+        if left is not None and left <= pause:
+            raise DeadlineExceeded(
+                f"The job's deadline is {left:.1f} s away, too near for another attempt."
+            ) from failure
+        return pause
+
+    def _inputs(self, needed: Sequence[int]) -> Iterator[pb.SampleRequest]:
+        """Lazily: a chunk is copied when the stream has room for it."""
+        check_needed(needed, self.job.tensors)
+        pieces = chunks(self.job.tensors, needed)
+        wanted = itertools.takewhile(lambda _: not self._cancelled, pieces)
+        return (pb.SampleRequest(chunk=chunk) for chunk in wanted)
+
+    def _begin_result(self, message: pb.SampleResult) -> None:
+        specs = read_specs(message.tensors, field="result.tensors", max_bytes=_MAX_RESULT_BYTES)
+        named = [message.latent]
+        if message.HasField("state"):
+            named += [message.state.latent, *message.state.history.values()]
+        if max(named) >= len(specs):
+            raise InternalError("the server's result names a tensor that it does not declare")
+        self._message = message
+        self._receiver = Receiver(specs, field="result.tensors")
+
+    def _finish(self, message: pb.JobSummary) -> Done:
+        result = self._expected(self._message, "summary")
+        tensors = self._expected(self._receiver, "summary").tensors()
+        latent = tensors[result.latent].numpy().astype(np.float32)
+        if self._latent_format is not None:
+            latent = self._latent_format.from_model_space(latent)
+        self.result = SampleResult(
+            latent=latent,
+            state=extract_state(result.state, tensors) if result.HasField("state") else None,
+            summary=read_summary(message),
+        )
+        return Done(self.result)
+
+    @staticmethod
+    def _expected(value: Any, kind: str) -> Any:
+        if value is None:
+            raise InternalError(f"the server sent a {kind} before any result")
+        return value
+
+
+def check_needed(needed: Sequence[int], tensors: Sequence[WireTensor]) -> None:
+    """Raises InternalError when the server asks for a tensor that there is not."""
+    if needed and max(needed) >= len(tensors):
+        raise InternalError(f"the server asked for tensor {max(needed)} of {len(tensors)}")

@@ -1,0 +1,110 @@
+"""The client's side of `SamplerService.Predict`, without any I/O: one call at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ditmesh import rpc_status
+from ditmesh.client.conditioning import Conditioning, TensorLike, TensorTable, to_wire
+from ditmesh.client.conversation import check_needed
+from ditmesh.client.job import Fallback, fallback_policy
+from ditmesh.errors import DitmeshError, InternalError
+from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.v1 import sampler_pb2 as pb
+
+_MAX_OUTPUT_BYTES = 1 << 34
+
+
+def open_request(model: str, fallback: Fallback) -> pb.PredictRequest:
+    """The first message of a stream."""
+    return pb.PredictRequest(
+        open=pb.PredictOpen(model=model, fallback=fallback_policy(fallback, "open.fallback"))
+    )
+
+
+class PredictExchange:
+    """One transformer call from its tensors to its answer."""
+
+    def __init__(
+        self,
+        call_id: int,
+        x: TensorLike,
+        timestep: float | Sequence[float],
+        conditioning: Conditioning,
+    ) -> None:
+        """Raises InvalidTensor for what cannot be sent."""
+        table = TensorTable()
+        self._call = pb.PredictCall(
+            call_id=call_id,
+            x=table.add(to_wire(x, "x")),  # new in every call: a hash would be for nothing
+            timestep=(timestep,) if isinstance(timestep, (int, float)) else timestep,
+            conditioning=conditioning.to_proto(table),
+        )
+        self._call.tensors.extend(tensor.spec.to_proto() for tensor in table.tensors)
+        self._tensors = table.tensors
+        self._receiver: Receiver | None = None
+        self.output: npt.NDArray[np.generic] | None = None
+        """The answer, once it is whole: shape of `x`, bf16 as float32."""
+        self.error: DitmeshError | None = None
+        """Why the call failed, if it did; the stream can go on."""
+        self.executor = ""
+        """"group" or "local"."""
+        self.fallback_reason = ""
+        """Why it was not the group; empty when it was."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the call was answered, one way or the other."""
+        return self.output is not None or self.error is not None
+
+    def opening(self) -> pb.PredictRequest:
+        """The call's first message."""
+        return pb.PredictRequest(call=self._call)
+
+    def receive(self, response: pb.PredictResponse) -> Iterable[pb.PredictRequest]:
+        """Take a message of the server; what to send next.
+
+        Raises InternalError for what the contract forbids, InvalidTensor or ProtocolError for an
+        answer whose bytes are not what was declared: then the stream is of no further use.
+        """
+        kind = response.WhichOneof("message")
+        if kind == "needed":
+            needed = tuple(response.needed.tensors)
+            check_needed(needed, self._tensors)
+            return (pb.PredictRequest(chunk=chunk) for chunk in chunks(self._tensors, needed))
+        if kind == "error":
+            self._same_call(response.error.call_id)
+            self.error = rpc_status.from_status_bytes(response.error.status)
+        elif kind == "result":
+            self._same_call(response.result.call_id)
+            specs = read_specs(
+                [response.result.output], field="result.output", max_bytes=_MAX_OUTPUT_BYTES
+            )
+            self._receiver = Receiver(specs, field="result.output")
+            self.executor = response.result.executor
+            self.fallback_reason = response.result.fallback_reason
+        elif kind == "chunk":
+            self._feed(response)
+        return ()
+
+    def answer(self) -> npt.NDArray[np.generic]:
+        """The output. Raises the error with which the call failed."""
+        if self.output is None:
+            raise self.error or InternalError("the call was not answered")
+        return self.output
+
+    def _feed(self, response: pb.PredictResponse) -> None:
+        if self._receiver is None:
+            raise InternalError("the server sent a chunk before any result")
+        self._receiver.feed(response.chunk)
+        if self._receiver.complete:
+            self.output = self._receiver.tensors()[0].numpy().copy()
+
+    def _same_call(self, call_id: int) -> None:
+        if call_id != self._call.call_id:
+            raise InternalError(
+                f"the server answered call {call_id} instead of {self._call.call_id}"
+            )

@@ -1,0 +1,128 @@
+"""Single transformer calls over one stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ditmesh.client import AsyncClient, Client, Conditioning
+from ditmesh.errors import DeadlineExceeded, InvalidTensor, Unavailable
+from tests.client.fake import Broken, Fake
+
+X = np.arange(2 * 16 * 2 * 2, dtype=np.float32).reshape(2, 16, 2, 2)
+
+
+@pytest.fixture
+def conditioning() -> Conditioning:
+    """Text that is worth sending once only."""
+    return Conditioning(np.ones((1, 4, 8), np.float32), guidance=3.5)
+
+
+def test_calls(address: str, fake: Fake, conditioning: Conditioning) -> None:
+    """Calls share a stream; the conditioning is sent with the first, x with each."""
+    with Client(address) as client, client.predict_stream("flux", fallback="forbid") as stream:
+        for sigma in (1.0, 0.5, 0.25):
+            output = stream.predict(X, sigma, conditioning)
+            np.testing.assert_array_equal(output, X * sigma)
+        assert (stream.executor, stream.fallback_reason) == ("local", "NO_GROUP")
+    assert fake.needed == [(0, 1), (0,), (0,)]
+    assert [opened.model for opened in fake.predict_opens] == ["flux"]
+
+
+def test_asynchronous_calls(address: str, fake: Fake, conditioning: Conditioning) -> None:
+    """The asyncio stream does the same; calls made at once are answered one after another."""
+
+    async def run() -> list[Any]:
+        async with AsyncClient(address) as client, client.predict_stream("flux") as stream:
+            return await asyncio.gather(
+                *(stream.predict(X, [s, s], conditioning) for s in (1.0, 2.0, 3.0))
+            )
+
+    outputs = asyncio.run(run())
+    for factor, output in zip((1.0, 2.0, 3.0), outputs, strict=True):
+        np.testing.assert_array_equal(output, X * factor)
+    assert len(fake.predict_opens) == 1
+
+
+def test_failed_call(address: str, fake: Fake, conditioning: Conditioning) -> None:
+    """A call that fails raises what the server said; the stream goes on."""
+
+    def before_call(call: int) -> None:
+        if call == 1:
+            raise InvalidTensor("x has values that are NaN", field="call.tensors[0]")
+
+    fake.before_call = before_call
+    with Client(address) as client, client.predict_stream("flux") as stream:
+        with pytest.raises(InvalidTensor, match="NaN") as caught:
+            stream.predict(X, 1.0, conditioning)
+        assert caught.value.field == "call.tensors[0]"
+        np.testing.assert_array_equal(stream.predict(X, 1.0, conditioning), X)
+    assert len(fake.predict_opens) == 1
+
+
+def break_once(fake: Fake) -> None:
+    """Breaks the stream of the second call, once."""
+    broken: list[int] = []
+
+    def before_call(call: int) -> None:
+        if call == 2 and not broken:
+            broken.append(call)
+            raise Broken
+
+    fake.before_call = before_call
+
+
+def test_broken_stream(address: str, fake: Fake, conditioning: Conditioning) -> None:
+    """A call whose stream breaks is made again on a new one: it has no effect but its answer."""
+    break_once(fake)
+    with Client(address) as client, client.predict_stream("flux") as stream:
+        for _ in range(3):
+            np.testing.assert_array_equal(stream.predict(X, 1.0, conditioning), X)
+    assert len(fake.predict_opens) == 2
+
+
+def test_broken_asynchronous_stream(address: str, fake: Fake, conditioning: Conditioning) -> None:
+    """So it is with asyncio."""
+    break_once(fake)
+
+    async def run() -> None:
+        async with AsyncClient(address) as client, client.predict_stream("flux") as stream:
+            for _ in range(3):
+                np.testing.assert_array_equal(await stream.predict(X, 1.0, conditioning), X)
+
+    asyncio.run(run())
+    assert len(fake.predict_opens) == 2
+
+
+def test_late_answer(address: str, fake: Fake, conditioning: Conditioning) -> None:
+    """An answer that takes too long is an error; the next call has a stream of its own."""
+
+    def before_call(call: int) -> None:
+        time.sleep(1.0 if call == 1 else 0.0)
+
+    fake.before_call = before_call
+
+    async def run() -> None:
+        async with AsyncClient(address) as client, client.predict_stream("flux") as stream:
+            with pytest.raises(DeadlineExceeded, match="within"):
+                await stream.predict(X, 1.0, conditioning, timeout_s=0.2)
+
+    with Client(address) as client, client.predict_stream("flux") as stream:
+        with pytest.raises(DeadlineExceeded, match="within"):
+            stream.predict(X, 1.0, conditioning, timeout_s=0.2)
+        np.testing.assert_array_equal(stream.predict(X, 1.0, conditioning), X)
+    asyncio.run(run())
+
+
+def test_unreachable(conditioning: Conditioning) -> None:
+    """Without a server a call fails at once."""
+    with (
+        Client("127.0.0.1:1") as client,
+        client.predict_stream("flux") as stream,
+        pytest.raises(Unavailable, match="Cannot reach"),
+    ):
+        stream.predict(X, 1.0, conditioning)
