@@ -39,8 +39,10 @@ class ContentStore:
             return tensor
 
     def put(self, scope: str, tensor: WireTensor) -> None:
-        """Keep a tensor whose hash has been verified."""
+        """Keep a tensor whose hash has been verified, unless all the room would not do for it."""
         key = (scope, tensor.spec.sha256)
+        if tensor.spec.nbytes > self._max_bytes and not self._pins.get(key):
+            return
         with self._lock:
             if key not in self._tensors:
                 self._tensors[key] = tensor
@@ -49,9 +51,9 @@ class ContentStore:
             self._evict()
 
     def pin(self, scope: str, hashes: Iterable[bytes]) -> None:
-        """Keep these until `unpin`; those that are not held are ignored."""
+        """Keep these until `unpin`, and those that are yet to come from the moment they do."""
         with self._lock:
-            self._pins.update((scope, h) for h in hashes if (scope, h) in self._tensors)
+            self._pins.update((scope, h) for h in hashes)
 
     def unpin(self, scope: str, hashes: Iterable[bytes]) -> None:
         """Undo one `pin` of each."""

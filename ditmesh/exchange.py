@@ -6,11 +6,12 @@ then sends just those, in that order. The same code serves clients, coordinator 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from ditmesh.content import ContentStore
 from ditmesh.errors import InvalidTensor, LimitExceeded, ProtocolError
-from ditmesh.tensors import TensorSpec, WireTensor, content_hash
+from ditmesh.tensors import TensorSpec, WireTensor, start_hash
 from ditmesh.v1 import tensor_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
@@ -70,15 +71,18 @@ class Receiver:
         self._store = store
         self._scope = scope
         self._have = [self._held(spec) for spec in specs]
-        # One hash may stand twice in a table: it is asked for once.
-        first: dict[bytes, int] = {}
-        self._twin = [first.setdefault(s.sha256, i) if s.sha256 else i for i, s in enumerate(specs)]
+        # One tensor may stand twice in a table: it is asked for once. The same hash under another
+        # type or shape is not the same tensor.
+        first: dict[TensorSpec, int] = {}
+        self._twin = [first.setdefault(s, i) if s.sha256 else i for i, s in enumerate(specs)]
         self.needed = tuple(
             i for i, have in enumerate(self._have) if have is None and self._twin[i] == i
         )
         self._pending = list(reversed(self.needed))
-        self._pieces: list[bytes] = []
+        # Grows as chunks come. A list of them would cost many times their bytes if they are tiny.
+        self._data = bytearray()
         self._received = 0
+        self._digest = self._next_hash()
 
     def _held(self, spec: TensorSpec) -> WireTensor | None:
         if self._store is None or not spec.sha256:
@@ -86,6 +90,10 @@ class Receiver:
         tensor = self._store.get(self._scope, spec.sha256)
         # The hash covers type and shape: another declaration of it is a lie that fails later.
         return tensor if tensor is not None and tensor.spec == spec else None
+
+    def _next_hash(self) -> hashlib._Hash | None:
+        spec = self._specs[self._pending[-1]] if self._pending else None
+        return start_hash(spec) if spec is not None and spec.sha256 else None
 
     @property
     def complete(self) -> bool:
@@ -114,21 +122,27 @@ class Receiver:
                 f"{name} was declared as {spec} with {spec.nbytes} bytes, but more were sent",
                 field=name,
             )
-        self._pieces.append(data)
+        # Hashed as it comes: a large tensor must not hold up an event loop at its end.
+        if self._digest is not None:
+            self._digest.update(data)
         self._received += len(data)
+        whole = len(data) == spec.nbytes
+        if not whole:
+            self._data += data
         if self._received == spec.nbytes:
-            self._finish(index, spec, name)
+            self._finish(index, data if whole else memoryview(self._data).toreadonly(), name)
 
-    def _finish(self, index: int, spec: TensorSpec, name: str) -> None:
-        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        if spec.sha256 and content_hash(spec.data_type, spec.shape, data) != spec.sha256:
+    def _finish(self, index: int, data: bytes | memoryview, name: str) -> None:
+        spec = self._specs[index]
+        if self._digest is not None and self._digest.digest() != spec.sha256:
             raise InvalidTensor(f"the bytes of {name} do not have the declared sha256", field=name)
         tensor = WireTensor(spec, data)
         if self._store is not None and spec.sha256:
             self._store.put(self._scope, tensor)
         self._have[index] = tensor
-        self._pieces, self._received = [], 0
+        self._data, self._received = bytearray(), 0
         self._pending.pop()
+        self._digest = self._next_hash()
 
     def tensors(self) -> tuple[WireTensor, ...]:
         """All tensors of the table, in its order. Raises ProtocolError while incomplete."""

@@ -164,9 +164,14 @@ class WireTensor:
 
 def content_hash(data_type: DataType, shape: Sequence[int], data: bytes | memoryview) -> bytes:
     """SHA-256 over "<type>[<d0>,<d1>,...]" in ASCII and the bytes, as tensor.proto says."""
-    digest = hashlib.sha256(f"{data_type.label}[{','.join(map(str, shape))}]".encode())
+    digest = start_hash(TensorSpec(data_type, tuple(shape)))
     digest.update(data)
     return digest.digest()
+
+
+def start_hash(spec: TensorSpec) -> hashlib._Hash:
+    """The hash of `content_hash` before the bytes, for bytes that come in pieces."""
+    return hashlib.sha256(f"{spec.data_type.label}[{','.join(map(str, spec.shape))}]".encode())
 
 
 def as_wire(value: object) -> WireTensor:
