@@ -13,7 +13,7 @@ import torch
 
 from coordinator import checks
 from coordinator.config import Limits
-from ditmesh.errors import DitmeshError, InvalidRequest, InvalidTensor, UnknownModel
+from ditmesh.errors import DitmeshError, InvalidRequest, InvalidTensor
 from ditmesh.exchange import read_specs
 from ditmesh.jobs import Job
 from ditmesh.models.registry import family
@@ -45,14 +45,6 @@ class Admitted:
     def nbytes(self) -> int:
         """Bytes of all declared tensors."""
         return sum(spec.nbytes for spec in self.specs)
-
-
-def find_model(models: dict[str, cluster_pb2.Model], name: str) -> cluster_pb2.Model:
-    """Raises UnknownModel, naming those there are."""
-    if name in models:
-        return models[name]
-    known = ", ".join(sorted(models)) or "none yet"
-    raise UnknownModel(f"unknown model {name!r}; this cluster serves: {known}", field="job.model")
 
 
 def admit(spec: pb.JobSpec, model: cluster_pb2.Model, limits: Limits) -> Admitted:

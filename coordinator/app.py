@@ -72,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="model that nodes load when the group forms; may be repeated",
     )
+    parser.add_argument(
+        "--journal",
+        type=Path,
+        metavar="FILE",
+        help="keep jobs in this file, so that they go on when the coordinator restarts",
+    )
     _add_local(parser)
     _add_limits(parser)
     add_telemetry(parser)
@@ -153,6 +159,7 @@ def configuration(args: argparse.Namespace, local_address: str) -> CoordinatorCo
         rendezvous_port=args.rendezvous_port,
         local_address=local_address,
         preload=tuple(args.preload),
+        journal=args.journal,
         limits=replace(
             Limits(),
             in_flight_bytes=in_flight,

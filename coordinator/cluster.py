@@ -12,6 +12,7 @@ from coordinator.lifecycle.group import GroupPhase
 from coordinator.lifecycle.ladder import GroupFacts, LocalFacts
 from coordinator.meshes import MAIN, SPLIT
 from coordinator.nodes import NodeLink
+from ditmesh.errors import Unavailable, UnknownModel
 from ditmesh.v1 import cluster_pb2
 
 _SMOOTHING = 0.3
@@ -20,7 +21,9 @@ _SMOOTHING = 0.3
 class Cluster:
     """The executors of one coordinator. `on_change` is called when work might move."""
 
-    def __init__(self, group: GroupManager, local: NodeLink | None) -> None:
+    def __init__(self, group: GroupManager, local: NodeLink | None, *, settle_s: float) -> None:
+        """`settle_s`: how long executors may take to show up at first."""
+        self._settled_at = asyncio.get_running_loop().time() + settle_s
         self.group = group
         self.local = local
         self.on_change: Callable[[], None] = lambda: None
@@ -30,6 +33,27 @@ class Cluster:
         self._group_lost_at = 0.0
         self._cell_s: dict[tuple[str, str], float] = {}
         group.on_change = self._group_changed
+
+    @property
+    def settling(self) -> bool:
+        """Whether some executor may yet show up for the first time."""
+        links = [*self.group.links.values(), *([self.local] if self.local else [])]
+        late = any(not link.seen for link in links)
+        return late and asyncio.get_running_loop().time() < self._settled_at
+
+    def find_model(self, name: str) -> cluster_pb2.Model:
+        """Raises UnknownModel naming those there are, or Unavailable while that may change."""
+        models = self.models()
+        if name in models:
+            return models[name]
+        if self.settling:
+            raise Unavailable(
+                f"model {name!r} is not known yet: the cluster is starting", retry_after_s=1.0
+            )
+        known = ", ".join(sorted(models)) or "none"
+        raise UnknownModel(
+            f"unknown model {name!r}; this cluster serves: {known}", field="job.model"
+        )
 
     def models(self) -> dict[str, cluster_pb2.Model]:
         """Every model that some executor could run, by name. The nodes' word counts first."""
@@ -48,13 +72,17 @@ class Cluster:
     def group_facts(self, model: cluster_pb2.Model | None, *, since: float) -> GroupFacts:
         """The group as a job sees it that has waited since then (loop clock)."""
         formed = self.group.formed
-        waited = asyncio.get_running_loop().time() - max(since, self._group_lost_at)
+        lost_at = self._group_lost_at
+        if self.settling:
+            # It cannot be lost before it could form.
+            lost_at = math.inf
+        waited = max(asyncio.get_running_loop().time() - max(since, lost_at), 0.0)
         return GroupFacts(
             configured=bool(self.group.links),
             ready=formed is not None,
             free="group" not in self._busy,
             forming=self.group.phase is GroupPhase.FORMING,
-            may_form=self.group.may_form(),
+            may_form=self.group.may_form() or self.settling,
             has_model=formed is not None and model is not None and formed.has_model(model),
             waited_s=waited,
             problem=self.group.problem,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ditmesh.telemetry import TelemetryConfig
 
@@ -19,6 +20,8 @@ class Limits:
     """Tensors held for all jobs together."""
     content_bytes: int = 256 * MIB
     """Tensors kept under their hash for later jobs."""
+    journal_bytes: int = 1024 * MIB
+    """Tensors of jobs in the journal; further jobs are not journalled."""
     queued_jobs: int = 64
     """Jobs that may wait."""
     latent_cells: int = 1 << 22
@@ -75,6 +78,8 @@ class CoordinatorConfig:
     """gRPC address of the local sampler; empty: there is none."""
     preload: tuple[str, ...] = ()
     """Models that nodes load when the group forms."""
+    journal: Path | None = None
+    """File in which jobs survive this process; None: they do not."""
     limits: Limits = field(default_factory=Limits)
     timing: Timing = field(default_factory=Timing)
     telemetry: TelemetryConfig = field(default_factory=lambda: TelemetryConfig("coordinator"))

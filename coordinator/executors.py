@@ -166,6 +166,9 @@ class Executor:
         for _, error in known:
             if not isinstance(error, (ExecutorFailed, Unavailable, InternalError, StaleEpoch)):
                 return error
+        for rank, link in enumerate(self.members):
+            if not link.up:
+                return self._lost(rank, f"is gone ({link.view.problem})")
         for rank, error in known:
             if isinstance(error, (Unavailable, StaleEpoch)):
                 return self._lost(rank, f"is gone ({error.message})")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
 
-from coordinator.admission import Admitted, admit, find_model
+from coordinator.admission import Admitted, admit
+from coordinator.cluster import Cluster
 from coordinator.config import Limits, Timing
+from coordinator.journal import JobLog, Recovered
 from coordinator.record import JobRecord, Listener
 from coordinator.runner import Runner
 from ditmesh import telemetry
@@ -20,7 +21,6 @@ from ditmesh.errors import (
     Overloaded,
 )
 from ditmesh.jobs import spec_digest
-from ditmesh.v1 import cluster_pb2
 from ditmesh.v1 import job_pb2 as pb
 
 _RETRY_AFTER_S = 2.0
@@ -34,12 +34,14 @@ class JobTable:
     def __init__(
         self,
         runner: Runner,
-        models: Callable[[], dict[str, cluster_pb2.Model]],
+        cluster: Cluster,
         limits: Limits,
         timing: Timing,
+        journal: JobLog,
     ) -> None:
         self._runner = runner
-        self._models = models
+        self._journal = journal
+        self._cluster = cluster
         self._limits = limits
         self._timing = timing
         self._records: dict[_Key, JobRecord] = {}
@@ -77,22 +79,43 @@ class JobTable:
         known = self._records.get((scope, spec.job_id))
         if known is not None:
             return self._known(known, digest), True
-        admitted = admit(spec, find_model(self._models(), spec.model), self._limits)
+        admitted = admit(spec, self._cluster.find_model(spec.model), self._limits)
         self._make_room(admitted)
-        loop = asyncio.get_running_loop()
         record = JobRecord(
             job_id=spec.job_id,
             scope=scope,
             digest=digest,
             admitted=admitted,
             span=span,
-            deadline=None if remaining_s is None else loop.time() + remaining_s,
         )
         self._records[scope, spec.job_id] = record
         if remaining_s is not None:
-            late = DeadlineExceeded("the job's deadline passed")
-            loop.call_later(remaining_s, self._runner.stop, record, late)
+            self._set_deadline(record, remaining_s)
         return record, False
+
+    def restore(self, recovered: Recovered) -> None:
+        """Take up a job out of the journal: its result is kept, or it goes on from its state."""
+        span = telemetry.start_span("job", parent=recovered.trace, job_id=recovered.job_id)
+        record = JobRecord(
+            job_id=recovered.job_id,
+            scope=recovered.scope,
+            digest=recovered.digest,
+            admitted=recovered.admitted,
+            span=span,
+            job=recovered.job,
+            snapshot=recovered.snapshot,
+        )
+        self._records[record.scope, record.job_id] = record
+        if recovered.end is not None:
+            record.restore_end(recovered.end, recovered.summary)
+            span.end()
+            self._ended(record)
+            return
+        if recovered.remaining_s is not None:
+            self._set_deadline(record, recovered.remaining_s)
+        self._runner.submit(record)
+        # Clients need to notice, and to find the way back.
+        self._expect_client(record, self._timing.settle + self._timing.reattach)
 
     def attach(self, record: JobRecord) -> Listener:
         """A client listens to the job."""
@@ -110,11 +133,20 @@ class JobTable:
         record.listeners.discard(listener)
         if record.listeners or record.phase.ended:
             return
-        window = self._timing.reattach
-        gone = JobCancelled(f"its stream broke and nobody came back for the job in {window:g} s")
+        self._expect_client(record, self._timing.reattach)
+
+    def _expect_client(self, record: JobRecord, window_s: float) -> None:
+        """Nobody listens to the job: it is stopped unless somebody comes in time."""
+        gone = JobCancelled(f"nobody came back for the job in {window_s:g} s")
         self._abandon[record.scope, record.job_id] = asyncio.get_running_loop().call_later(
-            self._timing.reattach, self._runner.stop, record, gone
+            window_s, self._runner.stop, record, gone
         )
+
+    def _set_deadline(self, record: JobRecord, remaining_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        record.deadline = loop.time() + remaining_s
+        late = DeadlineExceeded("the job's deadline passed")
+        record.deadline_timer = loop.call_later(remaining_s, self._runner.stop, record, late)
 
     def _ended(self, record: JobRecord) -> None:
         """Keep the result for whoever comes back, then forget it."""
@@ -125,6 +157,7 @@ class JobTable:
         if self._records.get((record.scope, record.job_id)) is not record:
             return
         del self._records[record.scope, record.job_id]
+        self._journal.forgotten(record)
         timer = self._abandon.pop((record.scope, record.job_id), None)
         if timer is not None:
             timer.cancel()

@@ -40,6 +40,7 @@ class NodeLink:
         """`silence_s`: how long a node may say nothing before it counts as lost."""
         self.address = address
         self.view = NodeView()
+        self.seen = False
         self.report: pb.WatchResponse | None = None
         self._silence_s = silence_s
         self._on_change = on_change
@@ -67,7 +68,7 @@ class NodeLink:
                     report := await asyncio.wait_for(call.read(), self._silence_s),
                     pb.WatchResponse,
                 ):
-                    self.report = report
+                    self.report, self.seen = report, True
                     self._apply(Report(report.incarnation, report.epoch, report.draining))
                 self._apply(Lost("it closed the connection"))
             except TimeoutError:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
-from coordinator.admission import find_model
 from coordinator.checks import latent_tensor
 from coordinator.cluster import Cluster
 from coordinator.config import Limits
@@ -132,7 +131,7 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
         return receiver.tensors()
 
     def _model(self, name: str) -> cluster_pb2.Model:
-        model = find_model(self._cluster.models(), name)
+        model = self._cluster.find_model(name)
         if not model.has_pipeline:
             raise InvalidRequest(
                 f"model {name!r} has no text encoders and VAE; encode and decode on your side",

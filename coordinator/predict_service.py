@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator
 
 from coordinator import checks
-from coordinator.admission import find_model
 from coordinator.cluster import Cluster
 from coordinator.config import Limits
 from coordinator.lifecycle.ladder import Policy
@@ -57,7 +56,7 @@ class PredictCalls:
         first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "open":
             raise ProtocolError("the first message of Predict must be open", field="open")
-        find_model(self._cluster.models(), first.open.model)
+        self._cluster.find_model(first.open.model)
         async for request in requests:
             if request.WhichOneof("message") != "call":
                 raise ProtocolError("expected a call")
@@ -80,7 +79,7 @@ class PredictCalls:
         requests: AsyncIterator[pb.PredictRequest],
         scope: str,
     ) -> AsyncIterator[pb.PredictResponse]:
-        model = find_model(self._cluster.models(), opened.model)
+        model = self._cluster.find_model(opened.model)
         cells = self._check(call, model)
         specs = read_specs(call.tensors, field="call.tensors", max_bytes=self._limits.request_bytes)
         receiver = Receiver(specs, field="call.tensors", store=self._store, scope=scope)

@@ -68,6 +68,7 @@ class JobRecord:
     admitted: Admitted
     span: telemetry.Span
     deadline: float | None = None
+    deadline_timer: asyncio.TimerHandle | None = None
     phase: JobPhase = JobPhase.RECEIVING
     job: Job | None = None
     snapshot: Snapshot | None = None
@@ -86,6 +87,7 @@ class JobRecord:
     accepted_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
     ended_at: float | None = None
+    _summary: pb.JobSummary | None = None
 
     def apply(self, event: JobEvent) -> tuple[JobEffect, ...]:
         """Advance the lifecycle; returns what the caller must do."""
@@ -157,11 +159,20 @@ class JobRecord:
         """The job has ended: free what only a running job needs, and wake the listeners."""
         self.ended_at = time.monotonic()
         self.job = self.snapshot = None
+        if self.deadline_timer is not None:
+            self.deadline_timer.cancel()
         for listener in self.listeners:
             listener.end()
 
+    def restore_end(self, end: RunEnd, summary: pb.JobSummary | None) -> None:
+        """The job ended before this process began."""
+        self.phase, self.end, self._summary = JobPhase.SUCCEEDED, end, summary
+        self.finish()
+
     def summary(self) -> pb.JobSummary:
         """Who did what."""
+        if self._summary is not None:
+            return self._summary
         ended = self.ended_at if self.ended_at is not None else time.monotonic()
         started = self.started_at if self.started_at is not None else ended
         return pb.JobSummary(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from coordinator.cluster import Cluster
+from coordinator.journal import JobLog
 from coordinator.lifecycle.job import JobEffect, JobEvent
 from coordinator.lifecycle.ladder import Policy
 from coordinator.member import RunEnd, StepReport
@@ -47,8 +48,15 @@ _FETCH_S = 1.0
 class Runner:
     """Starts and ends jobs; `on_end` is called with each that ended."""
 
-    def __init__(self, scheduler: Scheduler, cluster: Cluster, metrics: telemetry.Metrics) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        cluster: Cluster,
+        metrics: telemetry.Metrics,
+        journal: JobLog,
+    ) -> None:
         self._scheduler = scheduler
+        self._journal = journal
         self._cluster = cluster
         self._metrics = metrics
         self._running: dict[asyncio.Task[None], JobRecord] = {}
@@ -67,6 +75,7 @@ class Runner:
         """Let the jobs end; those that have not after `grace_s` seconds are stopped."""
         if self._running:
             await asyncio.wait(self._running.keys(), timeout=grace_s)
+        self._journal.freeze(self._running.values())
         for record in list(self._running.values()):
             self.stop(record, Draining("the coordinator is shutting down", retry_after_s=1.0))
         if self._running:
@@ -75,6 +84,7 @@ class Runner:
     def submit(self, record: JobRecord) -> None:
         """The job's inputs are complete: it queues from now on."""
         self.apply(record, JobEvent.COMPLETE)
+        self._journal.taken(record)
         record.task = asyncio.create_task(self._drive(record))
         self._running[record.task] = record
         record.task.add_done_callback(self._running.pop)
@@ -114,6 +124,7 @@ class Runner:
             record.span.fail(record.error)
         record.span.set(outcome=outcome)
         record.span.end()
+        self._journal.ended(record)
         self.on_end(record)
 
     async def _drive(self, record: JobRecord) -> None:
@@ -181,6 +192,7 @@ class Runner:
             self._cluster.note_step(executor, record.admitted.spec.model, cells, now - last)
             last = now
             record.step_done(report)
+            self._journal.stepped(record)
 
         remaining = None
         if record.deadline is not None:

@@ -16,6 +16,7 @@ from coordinator.cluster_service import ClusterServicer
 from coordinator.config import CoordinatorConfig
 from coordinator.group import GroupManager
 from coordinator.jobs import JobTable
+from coordinator.journal import Journal, NoJournal
 from coordinator.meshes import MeshPlan
 from coordinator.nodes import NodeLink
 from coordinator.pipeline_service import PipelineServicer
@@ -72,6 +73,9 @@ class Coordinator:
         addresses = resolve(config.nodes)
         plan = MeshPlan(len(addresses), config.mesh, config.cfg_split, config.min_ranks)
         self._rendezvous = Rendezvous(config.rendezvous_host, config.rendezvous_port)
+        self._journal = None
+        if config.journal is not None:
+            self._journal = Journal(config.journal, max_bytes=config.limits.journal_bytes)
         self._group_arguments = (addresses, plan)
         self._metrics = metrics
 
@@ -89,10 +93,11 @@ class Coordinator:
         local = None
         if config.local_address:
             local = NodeLink(config.local_address, silence_s=timing.silence)
-        cluster = Cluster(group, local)
+        cluster = Cluster(group, local, settle_s=timing.settle)
         scheduler = Scheduler(cluster, regroup_wait_s=timing.regroup_wait)
-        runner = Runner(scheduler, cluster, self._metrics)
-        jobs = JobTable(runner, cluster.models, limits, timing)
+        journal = self._journal or NoJournal()
+        runner = Runner(scheduler, cluster, self._metrics, journal)
+        jobs = JobTable(runner, cluster, limits, timing, journal)
         store = ContentStore(limits.content_bytes)
         calls = PredictCalls(scheduler, cluster, self._metrics, store, limits)
         self._metrics.observe_load(
@@ -118,6 +123,8 @@ class Coordinator:
         stopping = _stop_event()
         following = asyncio.create_task(local.watch()) if local is not None else None
         group.start()
+        for recovered in self._journal.recover() if self._journal is not None else ():
+            jobs.restore(recovered)
         await server.start()
         for name in ("", *_SERVICES):
             await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -130,6 +137,8 @@ class Coordinator:
         await runner.drain(timing.grace)
         await server.stop(_CLOSE_S)
         await group.close()
+        if self._journal is not None:
+            self._journal.close()
         if local is not None and following is not None:
             following.cancel()
             await local.close()

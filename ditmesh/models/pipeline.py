@@ -10,8 +10,12 @@ from typing import Any
 import torch
 from diffusers import FluxPipeline
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from ditmesh.errors import DamagedModel
+
+# transformers tells at every start which optional packages it does without.
+transformers_logging.set_verbosity_error()
 
 _LONGEST_PROMPT = 512
 """Flux's own limit in T5 tokens; a tokenizer may have a lower one."""
