@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +18,16 @@ from coordinator.nodes import NodeLink
 from coordinator.predict import PredictLane
 from ditmesh.errors import (
     BadResult,
+    DamagedModel,
     DitmeshError,
     ExecutorFailed,
     GroupLost,
     InternalError,
+    InvalidRequest,
+    JobCancelled,
     StaleEpoch,
     Unavailable,
+    UnknownModel,
 )
 from ditmesh.jobs import Job
 from ditmesh.mesh import MeshSpec
@@ -33,6 +38,9 @@ from ditmesh.v1 import node_pb2, sampler_pb2
 # Long enough for the leader to send what it has finished, and for the member that died to show
 # which of several errors is the cause.
 _AFTERMATH_S = 0.5
+
+# A member that ends a stream so is shutting down, cut off, or in another group by now.
+_GONE = (Unavailable, StaleEpoch, JobCancelled)
 
 T = TypeVar("T")
 
@@ -49,6 +57,11 @@ class StopRequest:
         if not self._event.is_set():
             self.reason = reason
             self._event.set()
+
+    @property
+    def requested(self) -> bool:
+        """Whether somebody asked for the end."""
+        return self._event.is_set()
 
     async def wait(self) -> node_pb2.StopReason:
         """The reason, once there is one."""
@@ -99,14 +112,17 @@ class Executor:
             order.deadline_seconds = deadline_s
         runs = [MemberRun(link) for link in self.members]
         try:
-            await self._together([run.prepare(order, job.tensors) for run in runs])
+            preparing = self._together([run.prepare(order, job.tensors) for run in runs])
+            if not await _unless(stop, preparing):
+                # Loading a model may take minutes; nobody has started.
+                return RunEnd(stop.reason, None, ())
             await self._together([run.start() for run in runs])
             stopper = asyncio.create_task(_forward(stop, runs[0]))
             try:
                 patience = Patience()
                 leader = runs[0].follow(_timed(on_step, patience), patience.limit_s)
                 others = [run.follow(_ignore, _forever) for run in runs[1:]]
-                ends = await self._together([leader, *others])
+                ends = await self._together([leader, *others], led=True)
             finally:
                 stopper.cancel()
         finally:
@@ -142,39 +158,53 @@ class Executor:
             lane.close()
         self._lanes.clear()
 
-    async def _together(self, steps: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-        """All results, or the most telling error once the others have had a moment to end."""
+    async def _together(
+        self, steps: Sequence[Coroutine[Any, Any, T]], *, led: bool = False
+    ) -> list[T]:
+        """All results, or the most telling error once the others have had a moment to end.
+
+        When the work is `led`, the first member's result is enough: the others have a moment to
+        end as well, and whatever becomes of them is found out by the next work.
+        """
         tasks = [asyncio.create_task(step) for step in steps]
         try:
-            _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            pending = set(tasks)
+            while pending and not (led and tasks[0].done()) and not any(map(_failed, tasks)):
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             if pending:
                 await asyncio.wait(pending, timeout=_AFTERMATH_S)
         finally:
             for task in tasks:
                 task.cancel()
-        failures: list[tuple[int, BaseException]] = []
-        for rank, task in enumerate(tasks):
-            if not task.cancelled() and task.done() and (error := task.exception()) is not None:
-                failures.append((rank, error))
+        failures = [(rank, error) for rank, task in enumerate(tasks) if (error := _failed(task))]
+        if led and tasks[0].done() and not _failed(tasks[0]):
+            return [tasks[0].result()]
         if failures:
             raise self._cause(failures)
+        cancelled = [rank for rank, task in enumerate(tasks) if task.cancelled()]
+        if cancelled:
+            raise self._lost(cancelled[0], "was given up")
         return [task.result() for task in tasks]
 
     def _cause(self, failures: Sequence[tuple[int, BaseException]]) -> BaseException:
         """The error to tell: what no executor could do, then a death, then the work itself."""
         known = [(rank, _translate(error)) for rank, error in failures]
         for _, error in known:
-            if not isinstance(error, (ExecutorFailed, Unavailable, InternalError, StaleEpoch)):
+            if isinstance(error, InvalidRequest) or not isinstance(error, DitmeshError):
                 return error
         for rank, link in enumerate(self.members):
             if not link.up:
                 return self._lost(rank, f"is gone ({link.view.problem})")
         for rank, error in known:
-            if isinstance(error, (Unavailable, StaleEpoch)):
+            if isinstance(error, _GONE):
                 return self._lost(rank, f"is gone ({error.message})")
         for _, error in known:
             if isinstance(error, BadResult):
                 return error
+        for _, error in known:
+            if isinstance(error, (UnknownModel, DamagedModel)):
+                # The group as such is sound, and another executor may have the model.
+                return error if self.name == "local" else ExecutorFailed(str(error))
         rank, error = known[0]
         return self._lost(rank, f"failed: {error}")
 
@@ -189,14 +219,34 @@ def _translate(error: BaseException) -> BaseException:
     if not isinstance(error, grpc.aio.AioRpcError):
         return error
     known = from_rpc_error(error, peer="the node")
-    if type(known) is Unavailable:
+    if type(known) in _GONE:
         # gRPC's own words: ours are for a user who could check the address.
         return Unavailable(error.details() or "its stream broke")
     return known
 
 
 async def _forward(stop: StopRequest, leader: MemberRun) -> None:
-    await leader.stop(await stop.wait())
+    with contextlib.suppress(DitmeshError, grpc.aio.AioRpcError):
+        # A leader that can no longer be told has ended, or is about to be found lost.
+        await leader.stop(await stop.wait())
+
+
+def _failed(task: asyncio.Task[Any]) -> BaseException | None:
+    return task.exception() if task.done() and not task.cancelled() else None
+
+
+async def _unless(stop: StopRequest, work: Coroutine[Any, Any, Any]) -> bool:
+    """Do the work; False when `stop` came before it was done."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            return False
+        working.result()
+        return True
+    finally:
+        working.cancel()
+        stopping.cancel()
 
 
 def _timed(

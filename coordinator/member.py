@@ -49,19 +49,19 @@ class MemberRun:
 
     async def prepare(self, order: node_pb2.RunJob, tensors: Sequence[WireTensor]) -> None:
         """Send the job and what the member lacks; returns when it is ready to start."""
-        await self._call.write(node_pb2.RunRequest(job=order))
+        await self._write(node_pb2.RunRequest(job=order))
         needed = await self._read("needed")
         for chunk in chunks(tensors, needed.needed.tensors):
-            await self._call.write(node_pb2.RunRequest(chunk=chunk))
+            await self._write(node_pb2.RunRequest(chunk=chunk))
         await self._read("ready")
 
     async def start(self) -> None:
         """Begin; every member of the mesh is ready."""
-        await self._call.write(node_pb2.RunRequest(start=node_pb2.StartRun()))
+        await self._write(node_pb2.RunRequest(start=node_pb2.StartRun()))
 
     async def stop(self, reason: node_pb2.StopReason) -> None:
         """End the run at the next step."""
-        await self._call.write(node_pb2.RunRequest(stop=node_pb2.StopRun(reason=reason)))
+        await self._write(node_pb2.RunRequest(stop=node_pb2.StopRun(reason=reason)))
 
     async def follow(
         self, on_step: Callable[[StepReport], None], limit_s: Callable[[], float | None]
@@ -105,6 +105,13 @@ class MemberRun:
             receiver.feed((await self._read("chunk")).chunk)
         return receiver.tensors()
 
+    async def _write(self, message: node_pb2.RunRequest) -> None:
+        try:
+            await self._call.write(message)
+        except asyncio.InvalidStateError:
+            # The stream has ended: reading tells why.
+            await self._read()
+
     async def _read(self, *expected: str) -> node_pb2.RunResponse:
         message = await self._call.read()
         if isinstance(message, node_pb2.RunResponse) and message.WhichOneof("message") in expected:
@@ -114,4 +121,5 @@ class MemberRun:
             if isinstance(message, node_pb2.RunResponse)
             else "the end of the stream"
         )
-        raise InternalError(f"{self.link.address} sent {got} instead of {' or '.join(expected)}")
+        wanted = " or ".join(expected) or "waiting for more"
+        raise InternalError(f"{self.link.address} sent {got} instead of {wanted}")

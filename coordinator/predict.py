@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -57,14 +58,15 @@ class _MemberLane:
         call: sampler_pb2.PredictCall,
         tensors: Sequence[WireTensor],
     ) -> None:
-        if self._call is None:
+        if self._call is None or self._call.done():
+            # Not opened yet, or ended since the last call, as when the process was restarted.
             self._call = self._link.stub.PredictStep()
-            await self._call.write(node_pb2.PredictStepRequest(open=opened))
-        await self._call.write(node_pb2.PredictStepRequest(call=call))
+            await self._write(self._call, node_pb2.PredictStepRequest(open=opened))
+        await self._write(self._call, node_pb2.PredictStepRequest(call=call))
         message = await self._read(self._call, "needed", "error")
         if message.HasField("needed"):
             for chunk in chunks(tensors, message.needed.tensors):
-                await self._call.write(node_pb2.PredictStepRequest(chunk=chunk))
+                await self._write(self._call, node_pb2.PredictStepRequest(chunk=chunk))
             message = await self._read(self._call, "ready", "error")
         if message.HasField("error"):
             # Nobody has started: raising keeps every member out of the collective.
@@ -72,7 +74,7 @@ class _MemberLane:
 
     async def compute(self) -> Answer:
         assert self._call is not None
-        await self._call.write(node_pb2.PredictStepRequest(start=node_pb2.StartRun()))
+        await self._write(self._call, node_pb2.PredictStepRequest(start=node_pb2.StartRun()))
         message = await self._read(self._call, "result", "error")
         if message.HasField("error"):
             return from_status_bytes(message.error.status)
@@ -88,6 +90,13 @@ class _MemberLane:
         if self._call is not None:
             self._call.cancel()
 
+    async def _write(self, call: _Call, message: node_pb2.PredictStepRequest) -> None:
+        try:
+            await call.write(message)
+        except asyncio.InvalidStateError:
+            # The stream has ended: reading tells why.
+            await self._read(call)
+
     async def _read(self, call: _Call, *expected: str) -> node_pb2.PredictStepResponse:
         message = await call.read()
         if (
@@ -100,4 +109,5 @@ class _MemberLane:
             if isinstance(message, node_pb2.PredictStepResponse)
             else "the end of the stream"
         )
-        raise InternalError(f"{self._link.address} sent {got} instead of {' or '.join(expected)}")
+        wanted = " or ".join(expected) or "waiting for more"
+        raise InternalError(f"{self._link.address} sent {got} instead of {wanted}")
