@@ -13,7 +13,7 @@ from ditmesh.sampling.guidance import (
     prepare_mask,
 )
 from ditmesh.sampling.noise import initial_noise, noise_source
-from ditmesh.sampling.plan import make_plan
+from ditmesh.sampling.plan import check_plan, make_plan
 from ditmesh.sampling.process import Flow, NoiseProcess
 from ditmesh.sampling.samplers import SAMPLERS
 from ditmesh.sampling.schedules import SCHEDULERS, job_sigmas, scheduled_sigmas
@@ -35,6 +35,7 @@ __all__ = [
     "Sampler",
     "State",
     "begin",
+    "check_plan",
     "check_state",
     "finish",
     "initial_noise",

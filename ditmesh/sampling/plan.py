@@ -11,7 +11,7 @@ from ditmesh.sampling.process import NoiseProcess
 from ditmesh.sampling.samplers import SAMPLERS
 from ditmesh.sampling.solver import Plan
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "check_plan", "make_plan"]
 
 
 def make_plan(sampler: str, sigmas: Tensor, process: NoiseProcess, *, seed: int) -> Plan:
@@ -19,6 +19,27 @@ def make_plan(sampler: str, sigmas: Tensor, process: NoiseProcess, *, seed: int)
 
     Sigmas come from `job_sigmas` or from the client. Empty sigmas make a plan
     without steps. `seed` (0 to 2^64 - 1) is that of the noise drawn on the way.
+
+    Raises:
+        InvalidRequest: as `check_plan`.
+    """
+    check_plan(sampler, sigmas, process, seed=seed)
+    chosen = SAMPLERS[sampler]
+    sigmas = sigmas.detach().to("cpu", torch.float32)
+    grid = chosen.grid(sigmas, process)
+    return Plan(
+        sampler=sampler,
+        sigmas=sigmas,
+        process=process,
+        seed=seed,
+        grid=grid,
+        coefficients=chosen.coefficients(grid, process) if len(grid) else (),
+        revision=chosen.revision,
+    )
+
+
+def check_plan(sampler: str, sigmas: Tensor, process: NoiseProcess, *, seed: int) -> None:
+    """Whether `make_plan` would take these, without computing coefficients.
 
     Raises:
         InvalidRequest: unknown sampler, a seed out of range, or sigmas that are
@@ -30,23 +51,12 @@ def make_plan(sampler: str, sigmas: Tensor, process: NoiseProcess, *, seed: int)
             f"unknown sampler {sampler!r}; there are {', '.join(SAMPLERS)}", field="sampler"
         )
     check_seed(seed)
-    sigmas = sigmas.detach().to("cpu", torch.float32)
-    _check_sigmas(sigmas, process)
+    _check_sigmas(sigmas.detach().to("cpu", torch.float32), process)
     if 0 < len(sigmas) <= chosen.min_steps:
         raise InvalidRequest(
             f"{sampler} needs at least {chosen.min_steps} steps; this job has {len(sigmas) - 1}",
             field="steps",
         )
-    grid = chosen.grid(sigmas, process)
-    return Plan(
-        sampler=sampler,
-        sigmas=sigmas,
-        process=process,
-        seed=seed,
-        grid=grid,
-        coefficients=chosen.coefficients(grid, process) if len(grid) else (),
-        revision=chosen.revision,
-    )
 
 
 def _check_sigmas(sigmas: Tensor, process: NoiseProcess) -> None:

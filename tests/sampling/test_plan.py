@@ -15,6 +15,7 @@ from ditmesh.sampling import (
     Flow,
     State,
     begin,
+    check_plan,
     check_state,
     finish,
     make_plan,
@@ -47,9 +48,10 @@ SIGMAS = torch.tensor([1.0, 0.7, 0.4, 0.0])
 def test_an_impossible_plan_is_refused(field: str, arguments: dict[str, Any]) -> None:
     """Unknown sampler, seed out of range, and sigmas that no sampler can walk."""
     job = {"sampler": "euler", "sigmas": SIGMAS, "seed": 0, **arguments}
-    with pytest.raises(InvalidRequest) as error:
-        make_plan(job["sampler"], job["sigmas"], FLUX, seed=job["seed"])
-    assert error.value.field == field
+    for refuse in (check_plan, make_plan):
+        with pytest.raises(InvalidRequest) as error:
+            refuse(job["sampler"], job["sigmas"], FLUX, seed=job["seed"])
+        assert error.value.field == field
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
