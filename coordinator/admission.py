@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -18,10 +19,13 @@ from ditmesh.exchange import read_specs
 from ditmesh.jobs import Job
 from ditmesh.models.registry import family
 from ditmesh.sampling import SAMPLERS, NoiseProcess, job_sigmas, make_plan
+from ditmesh.sampling.schedules import MAX_STEPS
 from ditmesh.tensors import DataType, TensorSpec, WireTensor
 from ditmesh.v1 import cluster_pb2
 from ditmesh.v1 import job_pb2 as pb
 
+# The most noise that a sampler draws in one step.
+_MOST_DRAWS = 2
 _JOB_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -43,8 +47,9 @@ class Admitted:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all declared tensors."""
-        return sum(spec.nbytes for spec in self.specs)
+        """Bytes of all declared tensors, and of the latent that comes out."""
+        latent = math.prod(self.latent_shape) * DataType.F32.itemsize
+        return sum(spec.nbytes for spec in self.specs) + latent
 
 
 def admit(spec: pb.JobSpec, model: cluster_pb2.Model, limits: Limits) -> Admitted:
@@ -60,6 +65,7 @@ def admit(spec: pb.JobSpec, model: cluster_pb2.Model, limits: Limits) -> Admitte
             f"unknown sampler {spec.sampler!r}; use one of {', '.join(SAMPLERS)}",
             field="job.sampler",
         )
+    checks.check_policy(spec.fallback, "job.fallback")
     shape = checks.latent_shape(spec, table, model, limits)
     checks.check_guidance(spec)
     checks.check_branch(spec.positive, "job.positive", table, model, shape[0], limits)
@@ -73,9 +79,11 @@ def admit(spec: pb.JobSpec, model: cluster_pb2.Model, limits: Limits) -> Admitte
             "preview.every_steps is 0; use at least 1, or leave preview out",
             field="job.preview.every_steps",
         )
+    checks.check_patches(spec.weight_patches, "job.weight_patches", table)
     sigmas = _sigmas(spec, model)
     resolved = pb.JobSpec()
     resolved.CopyFrom(spec)
+    resolved.DiscardUnknownFields()  # type: ignore[attr-defined] # its stubs lack it
     resolved.schedule.CopyFrom(pb.Schedule(explicit=pb.ExplicitSigmas(sigmas=sigmas)))
     steps = max(len(sigmas) - 1, 0)
     first = _check_state(spec, table, shape, steps)
@@ -128,9 +136,11 @@ def _sigmas(spec: pb.JobSpec, model: cluster_pb2.Model) -> list[float]:
     except DitmeshError as error:
         raise InvalidRequest(error.message, field="job.shift") from error
     if kind == "explicit":
-        if len(spec.schedule.explicit.sigmas) < 2:
+        count = len(spec.schedule.explicit.sigmas)
+        if not 2 <= count <= MAX_STEPS + 1:
             raise InvalidRequest(
-                "schedule.explicit needs at least two sigmas", field="job.schedule.explicit.sigmas"
+                f"schedule.explicit has {count} sigmas; use 2 to {MAX_STEPS + 1}",
+                field="job.schedule.explicit.sigmas",
             )
         values = torch.tensor(list(spec.schedule.explicit.sigmas), dtype=torch.float32)
         field = "job.schedule.explicit"
@@ -141,6 +151,11 @@ def _sigmas(spec: pb.JobSpec, model: cluster_pb2.Model) -> list[float]:
         make_plan(spec.sampler, values, process, seed=spec.seed)
     except InvalidRequest as error:
         raise InvalidRequest(error.message, field=f"{field}.{error.field}") from error
+    except (ArithmeticError, RuntimeError) as error:
+        # Such as steps so small that a sampler's equations have no solution in fp32.
+        raise InvalidRequest(
+            f"{spec.sampler} cannot take these {len(values) - 1} steps: {error}", field=field
+        ) from error
     return [float(sigma) for sigma in values]
 
 
@@ -176,7 +191,21 @@ def _check_state(spec: pb.JobSpec, table: checks.Table, shape: tuple[int, ...], 
         given = table.get(index, field)
         if given.data_type is not DataType.F32 or given.shape != shape:
             raise InvalidTensor(f"{field} is {given}; f32{list(shape)} is needed", field=field)
-    if state.sampler_revision != SAMPLERS[spec.sampler].revision:
+    sampler = SAMPLERS[spec.sampler]
+    if state.sampler_revision != sampler.revision:
         # Written by another revision of the sampler: it cannot be continued exactly.
         return 0
+    expected = {name for name, since in sampler.history.items() if since <= state.step < steps}
+    if state.history.keys() != expected:
+        raise InvalidRequest(
+            f"after step {state.step} of {spec.sampler} the history is {sorted(expected)}, "
+            f"not {sorted(state.history)}",
+            field="job.state.history",
+        )
+    if state.noise_draws > _MOST_DRAWS * state.step:
+        # Draws are repeated one by one to find the place in the sequence.
+        raise InvalidRequest(
+            f"{state.noise_draws} noise draws in {state.step} steps are impossible",
+            field="job.state.noise_draws",
+        )
     return state.step

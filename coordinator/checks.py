@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from coordinator.config import Limits
 from ditmesh.errors import InvalidRequest, InvalidTensor, LimitExceeded
+from ditmesh.sampling.noise import MAX_BATCH_INDEX
 from ditmesh.tensors import DataType, TensorSpec
 from ditmesh.v1 import cluster_pb2
 from ditmesh.v1 import job_pb2 as pb
@@ -91,6 +92,13 @@ def _check_size(
         )
 
 
+def check_policy(policy: int, field: str) -> None:
+    """The fallback policy: enums on the wire hold any number."""
+    if policy not in pb.FallbackPolicy.values():
+        names = ", ".join(pb.FallbackPolicy.keys())
+        raise InvalidRequest(f"{field} is {policy}; use one of {names}", field=field)
+
+
 def check_timestep(timestep: Sequence[float], batch: int) -> None:
     """The timesteps of a single call."""
     if len(timestep) not in (1, batch):
@@ -172,6 +180,11 @@ def check_noise(spec: pb.JobSpec, table: Table, shape: tuple[int, ...]) -> None:
                 field="job.noise.tensor",
             )
     index = spec.noise.seeded.batch_index if kind == "seeded" else ()
+    if any(position > MAX_BATCH_INDEX for position in index):
+        raise InvalidRequest(
+            f"batch_index is {max(index)}; use 0 to {MAX_BATCH_INDEX}",
+            field="job.noise.seeded.batch_index",
+        )
     if len(index) not in (0, shape[0]):
         raise InvalidRequest(
             f"batch_index has {len(index)} entries for a batch of {shape[0]}",
@@ -189,3 +202,31 @@ def check_mask(mask: TensorSpec, shape: tuple[int, int, int, int]) -> None:
             "is needed",
             field="job.noise_mask",
         )
+
+
+def check_patches(patches: Sequence[pb.WeightPatch], field: str, table: Table) -> None:
+    """Weight patches as far as they can be judged without the model's weights."""
+    for i, patch in enumerate(patches):
+        at = f"{field}[{i}]"
+        scales = (patch.strength, patch.weight_scale, patch.low_rank.alpha)
+        if not all(math.isfinite(scale) for scale in scales):
+            raise InvalidRequest(f"{at} has a factor that is NaN or infinite", field=at)
+        if patch.HasField("slice") and (patch.slice.dimension > 1 or not patch.slice.length):
+            raise InvalidRequest(
+                f"{at}.slice needs dimension 0 or 1 and a length of at least 1",
+                field=f"{at}.slice",
+            )
+        kind = patch.WhichOneof("change")
+        if kind is None:
+            raise InvalidRequest(f"{at} has neither low_rank nor diff", field=at)
+        if kind == "diff":
+            table.get(patch.diff, f"{at}.diff")
+            continue
+        up = table.get(patch.low_rank.up, f"{at}.low_rank.up").shape
+        down = table.get(patch.low_rank.down, f"{at}.low_rank.down").shape
+        if len(up) != 2 or len(down) != 2 or up[1] != down[0]:
+            raise InvalidTensor(
+                f"{at}: up is {list(up)} and down {list(down)}; [rows, rank] and [rank, columns] "
+                "are needed",
+                field=f"{at}.low_rank",
+            )

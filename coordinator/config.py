@@ -24,6 +24,8 @@ class Limits:
     """Tensors of jobs in the journal; further jobs are not journalled."""
     queued_jobs: int = 64
     """Jobs that may wait."""
+    kept_jobs: int = 1024
+    """Jobs that have ended and are remembered for whoever comes back."""
     latent_cells: int = 1 << 22
     """Batch times rows times columns of a latent: 2**22 is 16 pictures of 4096x4096."""
     text_tokens: int = 8192

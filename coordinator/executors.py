@@ -15,7 +15,7 @@ import grpc.aio
 from coordinator.lifecycle.patience import Patience
 from coordinator.member import MemberRun, RunEnd, StepReport
 from coordinator.nodes import NodeLink
-from coordinator.predict import PredictLane
+from coordinator.predict import PatchedModel, PredictLane
 from ditmesh.errors import (
     BadResult,
     DamagedModel,
@@ -38,6 +38,8 @@ from ditmesh.v1 import node_pb2, sampler_pb2
 # Long enough for the leader to send what it has finished, and for the member that died to show
 # which of several errors is the cause.
 _AFTERMATH_S = 0.5
+# Streams kept open for calls: each holds a thread on every member.
+_MAX_LANES = 4
 
 # A member that ends a stream so is shutting down, cut off, or in another group by now.
 _GONE = (Unavailable, StaleEpoch, JobCancelled)
@@ -87,7 +89,7 @@ class Executor:
         self.epoch = epoch
         self.mesh_index = mesh_index
         self.mesh = mesh
-        self._lanes: dict[str, PredictLane] = {}
+        self._lanes: dict[bytes, PredictLane] = {}
 
     @property
     def degrees(self) -> str:
@@ -131,19 +133,21 @@ class Executor:
         return ends[0]
 
     async def predict(
-        self, model: str, call: sampler_pb2.PredictCall, tensors: Sequence[WireTensor]
+        self, model: PatchedModel, call: sampler_pb2.PredictCall, tensors: Sequence[WireTensor]
     ) -> WireTensor:
         """One transformer call; calls of one executor must not overlap. Raises as `run`."""
-        lane = self._lanes.get(model)
+        lane = self._lanes.get(model.key)
         if lane is None:
+            while len(self._lanes) >= _MAX_LANES:
+                self._lanes.pop(next(iter(self._lanes))).close()
             lane = PredictLane(self.members, self.epoch, self.mesh_index, model)
-            self._lanes[model] = lane
+            self._lanes[model.key] = lane
         try:
             await self._together(lane.prepare(call, tensors))
             answers = await self._together(lane.compute())
         except BaseException:
             # Half a call may be on its way: these streams cannot be used again.
-            self._lanes.pop(model).close()
+            self._lanes.pop(model.key).close()
             raise
         answer = answers[0]
         if isinstance(answer, DitmeshError):

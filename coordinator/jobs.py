@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 
-from coordinator.admission import Admitted, admit
+from coordinator.admission import admit
 from coordinator.cluster import Cluster
 from coordinator.config import Limits, Timing
 from coordinator.journal import JobLog, Recovered
@@ -15,15 +16,17 @@ from ditmesh import telemetry
 from ditmesh.errors import (
     DeadlineExceeded,
     Draining,
-    InvalidRequest,
     JobCancelled,
     JobExists,
+    LimitExceeded,
     Overloaded,
+    Unavailable,
 )
 from ditmesh.jobs import spec_digest
 from ditmesh.v1 import job_pb2 as pb
 
 _RETRY_AFTER_S = 2.0
+_ADMITTED_AT_ONCE = 2
 
 _Key = tuple[str, str]
 
@@ -45,20 +48,24 @@ class JobTable:
         self._limits = limits
         self._timing = timing
         self._records: dict[_Key, JobRecord] = {}
-        self._abandon: dict[_Key, asyncio.TimerHandle] = {}
+        self._timers: dict[_Key, asyncio.TimerHandle] = {}
+        """Of jobs that nobody listens to: when they are stopped, or once ended, forgotten."""
+        # Costly schedules are computed on threads, few at once.
+        self._admitting = asyncio.Semaphore(_ADMITTED_AT_ONCE)
         self._draining = False
         runner.on_end = self._ended
 
     @property
     def bytes_in_flight(self) -> int:
         """Tensors held for jobs that have not ended, and results that are kept."""
-        return sum(_held_bytes(record) for record in self._records.values())
+        # A copy, because metrics ask for this on a thread of their own.
+        return sum(_held_bytes(record) for record in list(self._records.values()))
 
     def drain(self) -> None:
         """Take nothing new from now on."""
         self._draining = True
 
-    def open(
+    async def open(
         self,
         spec: pb.JobSpec,
         *,
@@ -76,11 +83,20 @@ class JobTable:
         if not spec.job_id:
             spec.job_id = secrets.token_hex(8)
         digest = spec_digest(spec)
-        known = self._records.get((scope, spec.job_id))
-        if known is not None:
-            return self._known(known, digest), True
-        admitted = admit(spec, self._cluster.find_model(spec.model), self._limits)
-        self._make_room(admitted)
+        key = (scope, spec.job_id)
+        if key in self._records:
+            return self._known(self._records[key], digest), True
+        self._make_room(0)
+        async with self._admitting:
+            model = self._cluster.find_model(spec.model)
+            admitted = await asyncio.to_thread(admit, spec, model, self._limits)
+        if key in self._records:
+            # Another stream brought it meanwhile.
+            return self._known(self._records[key], digest), True
+        self._make_room(admitted.nbytes)
+        # Executors keep states by this id. A later job may have the client's id again, and must
+        # never be continued from the states of this one.
+        admitted.spec.job_id += f"-{secrets.token_hex(4)}"
         record = JobRecord(
             job_id=spec.job_id,
             scope=scope,
@@ -119,13 +135,12 @@ class JobTable:
 
     def attach(self, record: JobRecord) -> Listener:
         """A client listens to the job."""
-        timer = self._abandon.pop((record.scope, record.job_id), None)
-        if timer is not None:
-            timer.cancel()
         listener = Listener()
         record.listeners.add(listener)
         if record.phase.ended:
             listener.end()
+        else:
+            self._cancel_timer(record)
         return listener
 
     def detach(self, record: JobRecord, listener: Listener) -> None:
@@ -138,9 +153,7 @@ class JobTable:
     def _expect_client(self, record: JobRecord, window_s: float) -> None:
         """Nobody listens to the job: it is stopped unless somebody comes in time."""
         gone = JobCancelled(f"nobody came back for the job in {window_s:g} s")
-        self._abandon[record.scope, record.job_id] = asyncio.get_running_loop().call_later(
-            window_s, self._runner.stop, record, gone
-        )
+        self._set_timer(record, window_s, lambda: self._runner.stop(record, gone))
 
     def _set_deadline(self, record: JobRecord, remaining_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -150,7 +163,8 @@ class JobTable:
 
     def _ended(self, record: JobRecord) -> None:
         """Keep the result for whoever comes back, then forget it."""
-        asyncio.get_running_loop().call_later(self._timing.keep_result, self.forget, record)
+        self._set_timer(record, self._timing.keep_result, lambda: self.forget(record))
+        self._drop_kept_results(0)
 
     def forget(self, record: JobRecord) -> None:
         """Drop the record and all it holds, unless its id is another job's by now."""
@@ -158,7 +172,15 @@ class JobTable:
             return
         del self._records[record.scope, record.job_id]
         self._journal.forgotten(record)
-        timer = self._abandon.pop((record.scope, record.job_id), None)
+        self._cancel_timer(record)
+
+    def _set_timer(self, record: JobRecord, seconds: float, act: Callable[[], None]) -> None:
+        self._cancel_timer(record)
+        loop = asyncio.get_running_loop()
+        self._timers[record.scope, record.job_id] = loop.call_later(seconds, act)
+
+    def _cancel_timer(self, record: JobRecord) -> None:
+        timer = self._timers.pop((record.scope, record.job_id), None)
         if timer is not None:
             timer.cancel()
 
@@ -169,14 +191,16 @@ class JobTable:
                 field="job.job_id",
             )
         if record.job is None and not record.phase.ended:
-            raise InvalidRequest(
+            # Perhaps the client's own stream, which broke without the server having noticed.
+            raise Unavailable(
                 f"another stream is still sending the inputs of job {record.job_id!r}",
                 field="job.job_id",
+                retry_after_s=_RETRY_AFTER_S,
             )
         return record
 
-    def _make_room(self, admitted: Admitted) -> None:
-        """Raises Draining or Overloaded when the job cannot be taken now."""
+    def _make_room(self, nbytes: int) -> None:
+        """Raises Draining or Overloaded when a job cannot be taken now, LimitExceeded if never."""
         if self._draining:
             raise Draining("the coordinator is shutting down", retry_after_s=_RETRY_AFTER_S)
         active = [r for r in self._records.values() if not r.phase.ended]
@@ -185,11 +209,17 @@ class JobTable:
                 f"{len(active)} jobs are waiting or running; no more are taken for now",
                 retry_after_s=_RETRY_AFTER_S,
             )
-        self._drop_kept_results(admitted.nbytes)
-        if self.bytes_in_flight + admitted.nbytes > self._limits.in_flight_bytes:
+        if nbytes > self._limits.in_flight_bytes:
+            raise LimitExceeded(
+                f"the job's tensors and its result are {nbytes} bytes; this server holds at most "
+                f"{self._limits.in_flight_bytes}",
+                field="job.tensors",
+            )
+        self._drop_kept_results(nbytes)
+        if self.bytes_in_flight + nbytes > self._limits.in_flight_bytes:
             raise Overloaded(
                 f"{self.bytes_in_flight} of {self._limits.in_flight_bytes} bytes are in flight; "
-                f"{admitted.nbytes} more do not fit now",
+                f"{nbytes} more do not fit now",
                 retry_after_s=_RETRY_AFTER_S,
             )
 
@@ -197,9 +227,12 @@ class JobTable:
         """Running work goes before results that nobody has fetched yet: the oldest goes first."""
         ended = [r for r in self._records.values() if r.phase.ended and not r.listeners]
         ended.sort(key=lambda record: record.ended_at or 0.0)
-        for record in ended:
-            if self.bytes_in_flight + wanted <= self._limits.in_flight_bytes:
+        excess = self.bytes_in_flight + wanted - self._limits.in_flight_bytes
+        too_many = len(ended) - self._limits.kept_jobs
+        for number, record in enumerate(ended):
+            if excess <= 0 and number >= too_many:
                 return
+            excess -= _held_bytes(record)
             self.forget(record)
 
 

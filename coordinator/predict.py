@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import grpc.aio
@@ -13,7 +16,7 @@ from ditmesh.errors import DitmeshError, InternalError
 from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.rpc_status import from_status_bytes
 from ditmesh.tensors import WireTensor
-from ditmesh.v1 import node_pb2, sampler_pb2
+from ditmesh.v1 import job_pb2, node_pb2, sampler_pb2
 
 _Call = grpc.aio.StreamStreamCall[node_pb2.PredictStepRequest, node_pb2.PredictStepResponse]
 Answer = WireTensor | DitmeshError | None
@@ -22,20 +25,47 @@ Answer = WireTensor | DitmeshError | None
 _MAX_ANSWER_BYTES = 4 << 30
 
 
+@dataclass(frozen=True, eq=False)
+class PatchedModel:
+    """A model and the weight patches of a stream; `key` is equal for equal ones."""
+
+    name: str
+    patches: tuple[job_pb2.WeightPatch, ...] = ()
+    tensors: tuple[WireTensor, ...] = ()
+
+    @cached_property
+    def key(self) -> bytes:
+        """Over names, patches and the tensors' contents."""
+        digest = hashlib.sha256(self.name.encode())
+        for patch in self.patches:
+            digest.update(patch.SerializeToString(deterministic=True))
+        for tensor in self.tensors:
+            digest.update(tensor.hashed().spec.sha256)
+        return digest.digest()
+
+
 class PredictLane:
     """One `PredictStep` stream to each member. Each method gives one coroutine a member."""
 
     def __init__(
-        self, members: Sequence[NodeLink], epoch: int, mesh_index: int, model: str
+        self, members: Sequence[NodeLink], epoch: int, mesh_index: int, model: PatchedModel
     ) -> None:
-        self._open = node_pb2.PredictStepOpen(epoch=epoch, mesh=mesh_index, model=model)
+        self._model = model
+        self._open = node_pb2.PredictStepOpen(
+            epoch=epoch,
+            mesh=mesh_index,
+            model=model.name,
+            weight_patches=model.patches,
+            tensors=[tensor.spec.to_proto() for tensor in model.tensors],
+        )
         self._members = [_MemberLane(link) for link in members]
 
     def prepare(
         self, call: sampler_pb2.PredictCall, tensors: Sequence[WireTensor]
     ) -> list[Coroutine[Any, Any, None]]:
         """Send the call, and the tensors that a member lacks, until it is ready."""
-        return [member.prepare(self._open, call, tensors) for member in self._members]
+        opening = (self._open, self._model.tensors)
+        return [member.prepare(*opening, call, tensors) for member in self._members]
 
     def compute(self) -> list[Coroutine[Any, Any, Answer]]:
         """Start, and read the answer."""
@@ -55,6 +85,7 @@ class _MemberLane:
     async def prepare(
         self,
         opened: node_pb2.PredictStepOpen,
+        patch_tensors: Sequence[WireTensor],
         call: sampler_pb2.PredictCall,
         tensors: Sequence[WireTensor],
     ) -> None:

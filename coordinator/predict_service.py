@@ -56,7 +56,11 @@ class PredictCalls:
         first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "open":
             raise ProtocolError("the first message of Predict must be open", field="open")
-        self._cluster.find_model(first.open.model)
+        opened = first.open
+        self._cluster.find_model(opened.model)
+        model = PatchedModel(opened.model)
+        if opened.weight_patches:
+            model = PatchedModel(opened.model, tuple(opened.weight_patches), XX)
         async for request in requests:
             if request.WhichOneof("message") != "call":
                 raise ProtocolError("expected a call")

@@ -49,6 +49,11 @@ class Listener:
         return self._messages.popleft()
 
 
+def bare(error: DitmeshError) -> DitmeshError:
+    """The same error without the frames that it came through: they hold the job's tensors."""
+    return type(error)(error.message, field=error.field, retry_after_s=error.retry_after_s)
+
+
 @dataclass(frozen=True)
 class Moved:
     """Why a job left an executor: a short code, and words."""
@@ -158,7 +163,7 @@ class JobRecord:
     def finish(self) -> None:
         """The job has ended: free what only a running job needs, and wake the listeners."""
         self.ended_at = time.monotonic()
-        self.job = self.snapshot = None
+        self.job = self.snapshot = self.claim = None
         if self.deadline_timer is not None:
             self.deadline_timer.cancel()
         for listener in self.listeners:

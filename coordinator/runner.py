@@ -13,7 +13,7 @@ from coordinator.journal import JobLog
 from coordinator.lifecycle.job import JobEffect, JobEvent
 from coordinator.lifecycle.ladder import Policy
 from coordinator.member import RunEnd, StepReport
-from coordinator.record import JobRecord, Moved
+from coordinator.record import JobRecord, Moved, bare
 from coordinator.recovery import newest_state
 from coordinator.scheduler import Claim, Grant, Scheduler
 from ditmesh import telemetry
@@ -92,13 +92,14 @@ class Runner:
     def stop(self, record: JobRecord, error: DitmeshError) -> None:
         """End a job, wherever it is. `error` is what its clients will read."""
         if not record.phase.ended:
-            record.error = record.error or error
+            record.error = record.error or bare(error)
         self.apply(record, JobEvent.STOP)
 
     def fail(self, record: JobRecord, error: DitmeshError) -> None:
-        """The job cannot be done."""
-        record.error = record.error or error
-        self.apply(record, JobEvent.FAIL)
+        """The job cannot be done. One that has ended already stays as it is."""
+        if not record.phase.ended:
+            record.error = record.error or bare(error)
+            self.apply(record, JobEvent.FAIL)
 
     def apply(self, record: JobRecord, event: JobEvent) -> None:
         """Advance the job and do what its lifecycle says."""
@@ -243,10 +244,16 @@ class Runner:
         if isinstance(error, GroupLost):
             self._cluster.group_failed(executor, str(error))
             newer = await newest_state(
-                executor.members, record.job_id, after_step=record.step, timeout_s=_FETCH_S
+                executor.members,
+                record.admitted.spec.job_id,
+                after_step=record.step,
+                timeout_s=_FETCH_S,
             )
             record.snapshot = newer or record.snapshot
-        if isinstance(error, BadResult) or record.losses >= _MAX_GROUP_LOSSES:
+        if isinstance(error, BadResult):
+            # Where such a state comes from, those before it are not to be trusted either.
+            record.snapshot = None
+        if not isinstance(error, GroupLost) or record.losses >= _MAX_GROUP_LOSSES:
             record.group_excluded = error.reason
         self.apply(record, JobEvent.LOST)
 

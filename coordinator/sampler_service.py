@@ -15,7 +15,7 @@ from coordinator.config import Limits
 from coordinator.identity import identity
 from coordinator.jobs import JobTable
 from coordinator.predict_service import PredictCalls
-from coordinator.record import JobRecord, Listener
+from coordinator.record import JobRecord, Listener, bare
 from coordinator.runner import Runner
 from coordinator.streams import answering, read
 from ditmesh import rpc_status, telemetry
@@ -71,13 +71,16 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         scope = identity(context)
         span = telemetry.start_span("job", job_id=first.job.job_id, model=first.job.model)
         try:
-            record, known = self._jobs.open(
+            record, known = await self._jobs.open(
                 first.job, scope=scope, remaining_s=context.time_remaining(), span=span
             )
         except DitmeshError as error:
             span.fail(error)
             span.end()
             raise
+        if known:
+            # The job has the span that it began with.
+            span.end()
         listener = self._jobs.attach(record)
         try:
             if not known:
@@ -96,8 +99,8 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         receiver = Receiver(
             record.admitted.specs, field="job.tensors", store=self._store, scope=record.scope
         )
-        yield pb.SampleResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
         try:
+            yield pb.SampleResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
             while not receiver.complete:
                 request = await read(requests, self._limits.input_timeout_s)
                 kind = request.WhichOneof("message") if request is not None else None
@@ -109,13 +112,16 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
                     raise JobCancelled("the job was cancelled before its inputs were complete")
                 else:
                     raise ProtocolError(f"expected a chunk or cancel, got {kind}")
-            record.job = check_values(record.admitted, receiver.tensors())
+            # On a thread: looking at every value of a large latent takes a while.
+            tensors = receiver.tensors()
+            job = await asyncio.to_thread(check_values, record.admitted, tensors)
         except BaseException as error:
             self._runner.fail(record, rpc_status.as_ditmesh_error(error))
             self._jobs.forget(record)
             raise
         if record.phase.ended:
-            raise record.error or InternalError("the job ended without a reason")
+            raise bare(record.error or InternalError("the job ended without a reason"))
+        record.job = job
         self._runner.submit(record)
 
     def _accepted(self, record: JobRecord, known: bool) -> pb.SampleResponse:
@@ -138,7 +144,7 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         finally:
             canceller.cancel()
         if record.error is not None:
-            raise record.error
+            raise bare(record.error)
         if record.end is None or record.end.result is None:
             raise InternalError("the job ended without a result")
         yield pb.SampleResponse(result=record.end.result)

@@ -42,6 +42,8 @@ class Claim:
     """Called while the work runs locally only for want of a group, once the group is free and
     would be faster."""
     granted: asyncio.Future[Grant] = field(default_factory=asyncio.Future)
+    told: int | None = None
+    """The position that `on_position` heard last."""
 
 
 class Scheduler:
@@ -76,7 +78,8 @@ class Scheduler:
         try:
             return await claim.granted
         except asyncio.CancelledError:
-            if claim.granted.done() and not claim.granted.cancelled():
+            answered = claim.granted.done() and not claim.granted.cancelled()
+            if answered and claim.granted.exception() is None:
                 # Granted in the same moment: nobody will use it.
                 self.release(claim.granted.result())
             raise
@@ -97,7 +100,9 @@ class Scheduler:
                 self._consider(claim)
         self._waiting = [claim for claim in self._waiting if not claim.granted.done()]
         for position, claim in enumerate(self._waiting):
-            claim.on_position(position)
+            if position != claim.told:
+                claim.told = position
+                claim.on_position(position)
         if not self._waiting:
             self._call_back()
 
@@ -154,7 +159,11 @@ class Scheduler:
                 self._look_again(self._regroup_wait_s - group.waited_s)
 
     def _look_again(self, seconds: float) -> None:
-        if self._wake is not None:
-            self._wake.cancel()
+        """Pump once this time has passed, or the shorter time that another claim asked for."""
         loop = asyncio.get_running_loop()
-        self._wake = loop.call_later(max(seconds, 0.05), self.pump)
+        at = loop.time() + max(seconds, 0.05)
+        if self._wake is not None and self._wake.when() > loop.time():
+            if self._wake.when() <= at:
+                return
+            self._wake.cancel()
+        self._wake = loop.call_at(at, self.pump)
