@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Executor as ThreadPool
 
 import torch
@@ -11,8 +11,10 @@ from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, ExecutorFailed, ProtocolError
 from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.executor.engine import Engine
-from ditmesh.executor.inputs import conditioning, tensor_reader
-from ditmesh.rpc_status import as_ditmesh_error, to_status_bytes
+from ditmesh.executor.inputs import TensorReader, conditioning
+from ditmesh.executor.weight_patches import patch_set
+from ditmesh.models.patches import PatchSet
+from ditmesh.rpc_status import to_status_bytes
 from ditmesh.tensors import WireTensor
 from ditmesh.torch_tensors import from_torch
 from ditmesh.v1 import node_pb2, sampler_pb2, tensor_pb2
@@ -36,6 +38,7 @@ class PredictSession:
         self._torch_thread = torch_thread
         self._store = store
         self._max_bytes = max_bytes
+        self._patches: PatchSet | None = None
 
     def serve(self, requests: _Requests) -> _Responses:
         """Answer one stream. A call that fails is answered with its error, but for failures
@@ -44,12 +47,16 @@ class PredictSession:
         first = next(requests, None)
         if first is None or first.WhichOneof("message") != "open":
             raise ProtocolError("the first message of PredictStep must be open", field="open")
-        self._engine.require(first.open.epoch, first.open.mesh)
+        opened = first.open
+        self._engine.require(opened.epoch, opened.mesh)
+        if opened.weight_patches:
+            tensors = yield from self._receive(opened.tensors, "open.tensors", requests)
+            self._patches = patch_set(opened.weight_patches, tensors)
         for request in requests:
             if request.WhichOneof("message") != "call":
                 raise ProtocolError("expected a call")
             try:
-                yield from self._answer(request.call, first.open, requests)
+                yield from self._answer(request.call, opened, requests)
             except ExecutorFailed:
                 raise
             except DitmeshError as error:
@@ -58,28 +65,32 @@ class PredictSession:
                 )
                 yield node_pb2.PredictStepResponse(error=failure)
 
+    def _receive(
+        self, declared: Sequence[tensor_pb2.TensorSpec], field: str, requests: _Requests
+    ) -> Generator[node_pb2.PredictStepResponse, None, tuple[WireTensor, ...]]:
+        specs = read_specs(declared, field=field, max_bytes=self._max_bytes)
+        receiver = Receiver(specs, field=field, store=self._store)
+        needed = tensor_pb2.TensorsNeeded(tensors=receiver.needed)
+        yield node_pb2.PredictStepResponse(needed=needed)
+        while not receiver.complete:
+            request = next(requests, None)
+            if request is None or request.WhichOneof("message") != "chunk":
+                raise ProtocolError(f"expected a chunk of {field}")
+            receiver.feed(request.chunk)
+        return receiver.tensors()
+
     def _answer(
         self,
         call: sampler_pb2.PredictCall,
         opened: node_pb2.PredictStepOpen,
         requests: _Requests,
     ) -> _Responses:
-        specs = read_specs(call.tensors, field="call.tensors", max_bytes=self._max_bytes)
-        receiver = Receiver(specs, field="call.tensors", store=self._store)
-        needed = tensor_pb2.TensorsNeeded(tensors=receiver.needed)
-        yield node_pb2.PredictStepResponse(needed=needed)
-        while not receiver.complete:
-            request = next(requests, None)
-            if request is None or request.WhichOneof("message") != "chunk":
-                raise ProtocolError("expected a chunk of the call's tensors")
-            receiver.feed(request.chunk)
+        tensors = yield from self._receive(call.tensors, "call.tensors", requests)
         yield node_pb2.PredictStepResponse(ready=node_pb2.RunReady())
         request = next(requests, None)
         if request is None or request.WhichOneof("message") != "start":
             raise ProtocolError("expected start")
-        future = self._torch_thread.submit(
-            self._compute, call, receiver.tensors(), opened.model, opened.mesh
-        )
+        future = self._torch_thread.submit(self._compute, call, tensors, opened.model, opened.mesh)
         output = future.result()
         result = sampler_pb2.PredictResult(call_id=call.call_id)
         if not self._engine.leads(opened.mesh):
@@ -97,12 +108,15 @@ class PredictSession:
         name: str,
         mesh: int,
     ) -> WireTensor:
-        model = self._engine.model(name, mesh)
-        reader = tensor_reader(tensors, model.device)
+        model = self._engine.model(name, mesh, self._patches)
+        reader = TensorReader(tensors, model.device)
         x = reader[call.x]
         timestep = torch.tensor(list(call.timestep), dtype=torch.float32, device=model.device)
         try:
             output = model.predict(x, timestep, conditioning(call.conditioning, reader))
+        except DitmeshError:
+            raise
         except Exception as error:
-            raise as_ditmesh_error(error) from error
+            # A collective that broke, or memory that ran out: another executor may do better.
+            raise ExecutorFailed(f"{type(error).__name__}: {error}") from error
         return from_torch(output.to(x.dtype))

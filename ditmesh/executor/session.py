@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import queue
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor as ThreadPool
 from concurrent.futures import Future
@@ -23,6 +24,7 @@ from ditmesh.executor.engine import Engine
 from ditmesh.executor.inputs import build_task
 from ditmesh.executor.keeper import StateKeeper, encode_state, state_messages
 from ditmesh.executor.loop import Outcome, StepDone, Task, run
+from ditmesh.executor.weight_patches import patch_set
 from ditmesh.jobs import Job
 from ditmesh.models.latents import LatentFormat
 from ditmesh.tensors import WireTensor
@@ -31,7 +33,38 @@ from ditmesh.v1 import job_pb2, node_pb2, sampler_pb2, tensor_pb2
 
 log = logging.getLogger(__name__)
 
-_Published = StepDone | Future[Outcome]
+# States that wait for a slow coordinator; it needs the newest only.
+_MOST_UNSENT = 8
+_MAX_PREVIEW_BYTES = 1 << 20
+
+
+class _Outbox:
+    """From the torch thread to the stream's: the newest states in order, then the outcome."""
+
+    def __init__(self) -> None:
+        self._states: deque[StepDone] = deque(maxlen=_MOST_UNSENT)
+        self._outcome: Future[Outcome] | None = None
+        self._changed = threading.Condition()
+
+    def put(self, done: StepDone) -> None:
+        """A step is done."""
+        with self._changed:
+            self._states.append(done)
+            self._changed.notify()
+
+    def end(self, outcome: Future[Outcome]) -> None:
+        """The run has ended."""
+        with self._changed:
+            self._outcome = outcome
+            self._changed.notify()
+
+    def get(self) -> StepDone | Future[Outcome]:
+        """The next state, or once none is left and the run has ended, its outcome."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._states or self._outcome is not None)
+            if self._states or self._outcome is None:
+                return self._states.popleft()
+            return self._outcome
 
 
 class RunSession:
@@ -51,7 +84,7 @@ class RunSession:
         self._store = store
         self._keeper = keeper
         self._max_bytes = max_bytes
-        self._published: queue.SimpleQueue[_Published] = queue.SimpleQueue()
+        self._outbox = _Outbox()
 
     def serve(
         self, requests: Iterator[node_pb2.RunRequest], context: grpc.ServicerContext
@@ -77,9 +110,15 @@ class RunSession:
             yield node_pb2.RunResponse(ready=node_pb2.RunReady())
             if not _wait_for_start(requests, flag):
                 return
-            context.add_callback(lambda: flag.set(node_pb2.STOP_REASON_PREEMPTED))
             threading.Thread(target=_listen, args=(requests, flag), daemon=True).start()
-            yield from self._run(task, job, order.mesh, flag)
+            if not context.add_callback(lambda: flag.set(node_pb2.STOP_REASON_PREEMPTED)):
+                # It ended meanwhile: nobody waits for this run.
+                return
+            try:
+                yield from self._run(task, job, order.mesh, flag)
+            finally:
+                # Whatever ends this stream ends the run, which must not go on unseen.
+                flag.set(node_pb2.STOP_REASON_PREEMPTED)
 
     def _receive(
         self, order: node_pb2.RunJob, requests: Iterator[node_pb2.RunRequest]
@@ -99,7 +138,8 @@ class RunSession:
         return Job(order.job, receiver.tensors())
 
     def _prepare(self, job: Job, mesh: int) -> Task:
-        model = self._engine.model(job.spec.model, mesh)
+        patches = patch_set(job.spec.weight_patches, job.tensors)
+        model = self._engine.model(job.spec.model, mesh, patches)
         return build_task(job.spec, job.tensors, model)
 
     def _run(
@@ -110,14 +150,14 @@ class RunSession:
         def publish(done: StepDone) -> None:
             self._keeper.keep(job.spec.job_id, done)
             if leads:
-                self._published.put(done)
+                self._outbox.put(done)
 
         started = time.monotonic()
         span = telemetry.current_span()
         control = self._engine.control(mesh, flag)
         future = self._torch_thread.submit(_work, task, control, publish)
-        future.add_done_callback(self._published.put)
-        while isinstance(item := self._published.get(), StepDone):
+        future.add_done_callback(self._outbox.end)
+        while isinstance(item := self._outbox.get(), StepDone):
             span.event("step", step=item.state.step, sigma=item.sigma, seconds=item.seconds)
             yield from _step_messages(item, job.spec, task.latent_format)
         outcome = item.result()
@@ -173,7 +213,10 @@ def _step_messages(
 
 
 def _preview(denoised: Tensor, latent_format: LatentFormat) -> tensor_pb2.InlineTensor:
-    latents = denoised.float().cpu().numpy()
+    # Thinned out, so that a picture of any size fits in a message.
+    nbytes = 3 * denoised.numel() // denoised.shape[1]
+    stride = math.ceil(math.sqrt(nbytes / _MAX_PREVIEW_BYTES))
+    latents = denoised[..., ::stride, ::stride].float().cpu().numpy()
     pictures = np.stack([latent_format.preview_rgb(latent) for latent in latents])
     tensor = WireTensor.from_numpy(pictures)
     return tensor_pb2.InlineTensor(spec=tensor.spec.to_proto(), data=bytes(tensor.data))
