@@ -58,7 +58,6 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         if group.formed is not None:
             ranks = {link.address: rank for rank, link in enumerate(group.formed.members)}
             meshes = [str(mesh) for mesh in group.formed.meshes]
-        waiting = self._scheduler.waiting
         return pb.GetClusterResponse(
             version=__version__,
             nodes=[_node(link, ranks.get(link.address)) for link in group.links.values()],
@@ -70,8 +69,8 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
                 problem=group.problem,
             ),
             queue=pb.Queue(
-                waiting=waiting,
-                running=max(self._runner.unfinished - waiting, 0),
+                waiting=self._scheduler.waiting,
+                running=self._runner.running,
                 bytes_in_flight=self._jobs.bytes_in_flight,
                 bytes_limit=self._bytes_limit,
             ),

@@ -105,6 +105,8 @@ class GroupManager:
 
     async def close(self) -> None:
         """Have the nodes leave, and close the channels."""
+        if self._wake is not None:
+            self._wake.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -164,7 +166,15 @@ class GroupManager:
 
     async def _form(self, epoch: int, members: tuple[str, ...]) -> None:
         links = tuple(self.links[m] for m in members)
-        meshes = self._plan.meshes(len(links), self._heads())
+        try:
+            meshes = self._plan.meshes(len(links), self._heads())
+        except InvalidMesh as invalid:
+            # The models there are may have changed since the size was chosen.
+            self.report_failure(epoch, invalid.message)
+            return
+        if not meshes:
+            self.report_failure(epoch, "the nodes have no models any more")
+            return
         with telemetry.span("group.form", epoch=epoch, ranks=len(links)) as span:
             joins = [
                 asyncio.create_task(self._join(link, epoch, rank, len(links), meshes))
@@ -215,7 +225,12 @@ class GroupManager:
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the group failed", exc_info=error)
 
 
 def _words(error: BaseException) -> str:

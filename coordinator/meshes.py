@@ -17,7 +17,7 @@ SPLIT = 1
 class MeshPlan:
     """Turns a number of healthy nodes into meshes.
 
-    `degrees` applies to a full group of `expected` nodes; a smaller group gets the largest mesh
+    `degrees` applies while there are nodes enough for them; a smaller group gets the largest mesh
     that the models' heads allow. `cfg_split` adds a mesh with half of the ranks on each branch.
     """
 
@@ -53,11 +53,12 @@ class MeshPlan:
         return (main,) if split is None else (main, split)
 
     def _main(self, healthy: int, heads: int) -> MeshSpec | None:
-        if healthy < self.expected or self.degrees == "auto":
-            return largest_mesh(range(healthy), heads)
-        mesh = parse_mesh(self.degrees, healthy)
-        mesh.validate(world_size=healthy, num_heads=heads)
-        return mesh
+        if self.degrees != "auto":
+            mesh = parse_mesh(self.degrees, self.expected)
+            if mesh.size <= healthy:
+                mesh.validate(world_size=healthy, num_heads=heads)
+                return mesh
+        return largest_mesh(range(healthy), heads)
 
     def _split(self, main: MeshSpec, heads: int) -> MeshSpec | None:
         if main.cfg != 1 or main.size % 2:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from coordinator import checks
 from coordinator.cluster import Cluster
 from coordinator.config import Limits
 from coordinator.lifecycle.ladder import Policy
+from coordinator.predict import PatchedModel
 from coordinator.runner import POLICIES
 from coordinator.scheduler import Claim, Scheduler
 from coordinator.streams import read
@@ -17,6 +18,7 @@ from ditmesh import telemetry
 from ditmesh.content import ContentStore
 from ditmesh.errors import (
     BadResult,
+    DeadlineExceeded,
     DitmeshError,
     ExecutorFailed,
     GroupLost,
@@ -25,11 +27,13 @@ from ditmesh.errors import (
 )
 from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.rpc_status import to_status_bytes
-from ditmesh.tensors import WireTensor
+from ditmesh.tensors import TensorSpec, WireTensor
 from ditmesh.v1 import cluster_pb2, tensor_pb2
 from ditmesh.v1 import sampler_pb2 as pb
 
 _MAX_ATTEMPTS = 3
+
+_Requests = AsyncIterator[pb.PredictRequest]
 
 
 class PredictCalls:
@@ -49,58 +53,56 @@ class PredictCalls:
         self._store = store
         self._limits = limits
 
-    async def serve(
-        self, requests: AsyncIterator[pb.PredictRequest], scope: str
-    ) -> AsyncIterator[pb.PredictResponse]:
+    async def serve(self, requests: _Requests, scope: str) -> AsyncIterator[pb.PredictResponse]:
         """Answer one client's calls, in order. A call that fails does not end the stream."""
         first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "open":
             raise ProtocolError("the first message of Predict must be open", field="open")
         opened = first.open
+        checks.check_policy(opened.fallback, "open.fallback")
         self._cluster.find_model(opened.model)
         model = PatchedModel(opened.model)
         if opened.weight_patches:
-            model = PatchedModel(opened.model, tuple(opened.weight_patches), XX)
+            receiver = self._announced(opened.tensors, "open.tensors", scope)
+            table = checks.Table(receiver.specs, "open.tensors")
+            checks.check_patches(opened.weight_patches, "open.weight_patches", table)
+            yield _needed(receiver)
+            tensors = await self._receive(receiver, "open.tensors", requests)
+            model = PatchedModel(opened.model, tuple(opened.weight_patches), tensors)
+        failed = False
         async for request in requests:
-            if request.WhichOneof("message") != "call":
-                raise ProtocolError("expected a call")
-            call = request.call
+            kind = request.WhichOneof("message")
+            if kind == "chunk" and failed:
+                # Of the call that failed: its sender could not know yet.
+                continue
+            if kind != "call":
+                raise ProtocolError(f"expected a call, got {kind}")
+            failed = False
             try:
-                async for response in self._answer(call, first.open, requests, scope):
+                async for response in self._answer(request.call, opened, model, requests, scope):
                     yield response
-            except ProtocolError:
-                # What follows on the stream can no longer be told apart.
+            except (ProtocolError, DeadlineExceeded):
+                # What follows on the stream can no longer be told apart, or nothing follows.
                 raise
             except DitmeshError as error:
+                failed = True
                 self._metrics.predict_answered(executor="none", outcome=error.reason)
-                failure = pb.CallError(call_id=call.call_id, status=to_status_bytes(error))
+                failure = pb.CallError(call_id=request.call.call_id, status=to_status_bytes(error))
                 yield pb.PredictResponse(error=failure)
 
     async def _answer(
         self,
         call: pb.PredictCall,
         opened: pb.PredictOpen,
-        requests: AsyncIterator[pb.PredictRequest],
+        model: PatchedModel,
+        requests: _Requests,
         scope: str,
     ) -> AsyncIterator[pb.PredictResponse]:
-        model = self._cluster.find_model(opened.model)
-        cells = self._check(call, model)
-        specs = read_specs(call.tensors, field="call.tensors", max_bytes=self._limits.request_bytes)
-        receiver = Receiver(specs, field="call.tensors", store=self._store, scope=scope)
-        yield pb.PredictResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
-        while not receiver.complete:
-            request = await read(requests, self._limits.input_timeout_s)
-            if request is None or request.WhichOneof("message") != "chunk":
-                raise ProtocolError("expected a chunk of the call's tensors")
-            receiver.feed(request.chunk)
-        tensors = receiver.tensors()
-        for i, tensor in enumerate(tensors):
-            if not tensor.all_finite():
-                raise InvalidTensor(
-                    f"call.tensors[{i}] has values that are NaN or infinite",
-                    field=f"call.tensors[{i}]",
-                )
-        output, executor, reason = await self._compute(call, tensors, opened, cells)
+        receiver = self._announced(call.tensors, "call.tensors", scope)
+        cells = self._check(call, self._cluster.find_model(opened.model), receiver.specs)
+        yield _needed(receiver)
+        tensors = await self._receive(receiver, "call.tensors", requests)
+        output, executor, reason = await self._compute(call, tensors, opened, model, cells)
         result = pb.PredictResult(
             call_id=call.call_id,
             output=output.spec.to_proto(),
@@ -111,9 +113,32 @@ class PredictCalls:
         for chunk in chunks([output], [0]):
             yield pb.PredictResponse(chunk=chunk)
 
-    def _check(self, call: pb.PredictCall, model: cluster_pb2.Model) -> int:
+    def _announced(
+        self, declared: Sequence[tensor_pb2.TensorSpec], field: str, scope: str
+    ) -> Receiver:
+        specs = read_specs(declared, field=field, max_bytes=self._limits.request_bytes)
+        return Receiver(specs, field=field, store=self._store, scope=scope)
+
+    async def _receive(
+        self, receiver: Receiver, field: str, requests: _Requests
+    ) -> tuple[WireTensor, ...]:
+        while not receiver.complete:
+            request = await read(requests, self._limits.input_timeout_s)
+            if request is None or request.WhichOneof("message") != "chunk":
+                raise ProtocolError(f"expected a chunk of {field}")
+            receiver.feed(request.chunk)
+        tensors = receiver.tensors()
+        for i, tensor in enumerate(tensors):
+            if not tensor.all_finite():
+                raise InvalidTensor(
+                    f"{field}[{i}] has values that are NaN or infinite", field=f"{field}[{i}]"
+                )
+        return tensors
+
+    def _check(
+        self, call: pb.PredictCall, model: cluster_pb2.Model, specs: tuple[TensorSpec, ...]
+    ) -> int:
         """Check the call's header; returns the latent cells of its batch."""
-        specs = read_specs(call.tensors, field="call.tensors", max_bytes=self._limits.request_bytes)
         table = checks.Table(specs, "call.tensors")
         shape = checks.latent_tensor(table.get(call.x, "call.x"), "call.x", model, self._limits)
         if shape[1] != model.latent_channels:
@@ -131,6 +156,7 @@ class PredictCalls:
         call: pb.PredictCall,
         tensors: tuple[WireTensor, ...],
         opened: pb.PredictOpen,
+        model: PatchedModel,
         cells: int,
     ) -> tuple[WireTensor, str, str]:
         """The output, who made it, and why it was not the group if it was not."""
@@ -148,13 +174,13 @@ class PredictCalls:
             grant = await self._scheduler.acquire(claim, first=attempt > 0)
             started = time.monotonic()
             try:
-                output = await grant.executor.predict(opened.model, call, tensors)
+                output = await grant.executor.predict(model, call, tensors)
             except ExecutorFailed as error:
                 if grant.executor.name == "local":
                     raise
                 if isinstance(error, GroupLost):
                     self._cluster.group_failed(grant.executor, str(error))
-                if isinstance(error, BadResult) or attempt:
+                if not isinstance(error, GroupLost) or attempt:
                     excluded = error.reason
                 continue
             finally:
@@ -172,3 +198,7 @@ class PredictCalls:
         if reason and POLICIES[opened.fallback] is not Policy.LOCAL_ONLY:
             self._metrics.fell_back(reason=reason, source="group", target=executor)
             telemetry.add_event("fallback", reason=reason, target=executor)
+
+
+def _needed(receiver: Receiver) -> pb.PredictResponse:
+    return pb.PredictResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))

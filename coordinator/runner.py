@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from coordinator.cluster import Cluster
 from coordinator.journal import JobLog
-from coordinator.lifecycle.job import JobEffect, JobEvent
+from coordinator.lifecycle.job import JobEffect, JobEvent, JobPhase
 from coordinator.lifecycle.ladder import Policy
 from coordinator.member import RunEnd, StepReport
 from coordinator.record import JobRecord, Moved, bare
@@ -63,9 +63,10 @@ class Runner:
         self.on_end: Callable[[JobRecord], None] = lambda record: None
 
     @property
-    def unfinished(self) -> int:
-        """Jobs that wait or run."""
-        return len(self._running)
+    def running(self) -> int:
+        """Jobs that an executor works on."""
+        working = (JobPhase.RUNNING, JobPhase.STOPPING)
+        return sum(record.phase in working for record in self._running.values())
 
     def position(self, record: JobRecord) -> int:
         """Claims before this job's; 0 once it runs."""
@@ -190,7 +191,9 @@ class Runner:
             nonlocal last
             now = time.monotonic()
             self._metrics.step_done(executor=executor.name, seconds=now - last)
-            self._cluster.note_step(executor, record.admitted.spec.model, cells, now - last)
+            if last > started:
+                # The first step's time has the sending and the loading of the model in it.
+                self._cluster.note_step(executor, record.admitted.spec.model, cells, now - last)
             last = now
             record.step_done(report)
             self._journal.stepped(record)
