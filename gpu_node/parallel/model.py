@@ -7,6 +7,7 @@ every rank gets equal bits back.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,10 @@ from ditmesh.models.info import ModelInfo
 from ditmesh.models.loading import load
 from ditmesh.models.model import place
 from ditmesh.models.registry import family
-from gpu_node.parallel.runtime import Group, transformer_class
+from gpu_node.parallel.runtime import transformer_class
+
+if TYPE_CHECKING:
+    from gpu_node.parallel.group import Group
 
 
 class MeshModel:

@@ -49,7 +49,8 @@ def prepare(device_type: str) -> None:
         if "xfuser" not in sys.modules:
             _import_xfuser()
         _share_yunchang_groups()
-        importlib.import_module("gpu_node.parallel.transformer")
+        for module in ("transformer", "group"):
+            importlib.import_module(f"gpu_node.parallel.{module}")
     _prepared = device_type
 
 

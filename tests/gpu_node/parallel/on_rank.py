@@ -206,6 +206,19 @@ def try_to_join(rank: Rank, epoch: int, world_size: int, timeout_s: float) -> tu
     raise AssertionError("it joined")
 
 
+def abort_while_joining(rank: Rank, mesh: MeshSpec, after_s: float) -> str:
+    """Join, while a side thread aborts whatever this process is in."""
+    runtime.abort()  # in no group: nothing to do
+    timer = threading.Timer(after_s, runtime.abort)
+    timer.start()
+    try:
+        join(rank, 1, [mesh])
+    except GroupLost as error:
+        timer.join()
+        return error.message
+    raise AssertionError("it joined")
+
+
 def addresses(rank: Rank) -> list[str]:
     """The hosts on which this process listens."""
     return [host for host, _ in sockets.listening()]

@@ -119,6 +119,18 @@ def test_joining_without_the_others_ends_in_time(local: LocalModel) -> None:
         assert (output[0] - expected[0]).abs().max() < EXACT
 
 
+def test_abort_reaches_a_group_that_is_still_forming() -> None:
+    """A rank that was told to abort while it waited for the others never enters the group."""
+    with Ranks(2) as ranks:
+        ranks.start(on_rank.abort_while_joining, SMALLER[2], 0.2, ranks=[0])
+        time.sleep(0.5)
+        ranks.start(on_rank.join, 1, [SMALLER[2]], 5.0, ranks=[1])
+        assert ranks.collect([0])[0] == "rank 0 is no longer in epoch 1"
+        ranks.collect([1])  # lost with it, at once or in its first collective
+        ranks.start(on_rank.join_alone, 2, [], ranks=[0])
+        assert ranks.collect([0])[0] == "done"
+
+
 def test_epochs_leave_nothing_behind() -> None:
     """Joining and leaving again and again costs no descriptor and clears every global."""
     with Ranks(2) as ranks:

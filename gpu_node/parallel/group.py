@@ -1,0 +1,244 @@
+"""Membership of one epoch: meshes to work in, decisions to share, and the ways out.
+
+Import after `xfuser_setup.prepare`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+
+from ditmesh.errors import GroupLost, InvalidMesh, InvalidRequest
+from ditmesh.mesh import MeshSpec
+from gpu_node.parallel import sockets, torch_groups, xfuser_state
+
+LEAVE_DEADLINE_S = 10.0
+"""Longest that tearing a group down may take before the process counts as lost."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One rank's groups in one mesh. A group of a single rank is None."""
+
+    sequence: xfuser_state.SequenceGroup
+    mesh_group: dist.ProcessGroup | None
+    cfg_group: dist.ProcessGroup | None
+    branch: int
+    """Which guidance branch this rank works on; 0 without a cfg split."""
+
+
+class Group:
+    """Membership of one epoch, seen by one process. `join` makes it.
+
+    One thread does all the work of a group; only `abort` may be called from another.
+    """
+
+    def __init__(
+        self, epoch: int, rank: int, world_size: int, device: torch.device, timeout_s: float
+    ) -> None:
+        self.epoch = epoch
+        self.rank = rank
+        self.world_size = world_size
+        self.device = device
+        self.timeout_s = timeout_s
+        self._places: dict[MeshSpec, _Place] = {}
+        self._addresses: frozenset[sockets.Address] = frozenset()
+        self._aborted = threading.Event()
+        self._left = False
+
+    @property
+    def meshes(self) -> tuple[MeshSpec, ...]:
+        """The meshes that this rank is part of."""
+        return tuple(self._places)
+
+    @property
+    def aborted(self) -> bool:
+        """Whether it was aborted, from outside or by a failure; it is of no more use."""
+        return self._aborted.is_set()
+
+    @property
+    def left(self) -> bool:
+        """Whether this process is out of it, and free to join another."""
+        return self._left
+
+    @contextmanager
+    def use(self, mesh: MeshSpec) -> Iterator[None]:
+        """Have xfuser work in `mesh` inside the block.
+
+        Raises:
+            InvalidMesh: this rank is not in that mesh, or the epoch does not have it.
+
+        """
+        with xfuser_state.installed(self._place(mesh).sequence):
+            yield
+
+    @contextmanager
+    def collective(self) -> Iterator[None]:
+        """Turn what a failing collective raises inside the block into GroupLost.
+
+        A rank that leaves the block by an error takes the group with it: it closes its
+        connections, so that no other rank waits for it until the timeout. Only an InvalidRequest,
+        which every rank raises alike, leaves the group whole. On CUDA, work that the block queued
+        is waited for, and a block that takes longer than the group's timeout aborts the group:
+        NCCL itself would wait for good.
+
+        Raises:
+            GroupLost: another rank died, hung or closed its connection, or `abort` was called.
+
+        """
+        with self._guard(), self._watch():
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        if self.aborted or self._left:
+            raise GroupLost(f"rank {self.rank} is no longer in epoch {self.epoch}")
+        try:
+            yield
+        except InvalidRequest:
+            raise
+        except BaseException as error:
+            collateral = self.aborted
+            self.abort()
+            if not isinstance(error, RuntimeError):
+                raise
+            if not collateral and not torch_groups.is_failure(error):
+                raise
+            reason = torch_groups.first_line(error)
+            raise GroupLost(
+                f"rank {self.rank} lost the group of epoch {self.epoch}: {reason}"
+            ) from error
+        if self.aborted:
+            raise GroupLost(f"epoch {self.epoch} was aborted on rank {self.rank}")
+
+    def decide(self, mesh: MeshSpec, values: Sequence[int]) -> list[int]:
+        """The integers (64 bit) that the mesh's first rank passed, on each of its ranks.
+
+        One small broadcast between CPUs, through gloo: on CUDA it waits for no kernel. All ranks
+        of the mesh pass equally many values.
+
+        Raises:
+            GroupLost: as `collective`.
+
+        """
+        place = self._place(mesh)
+        decision = torch.tensor(list(values), dtype=torch.int64)
+        with self._guard():
+            if place.mesh_group is not None:
+                dist.broadcast(decision, src=mesh.ranks[0], group=place.mesh_group)
+        return [int(value) for value in decision.tolist()]
+
+    def branch(self, mesh: MeshSpec) -> int:
+        """Which guidance branch this rank works on in `mesh`; 0 without a cfg split."""
+        return self._place(mesh).branch
+
+    def gather_branches(self, mesh: MeshSpec, output: Tensor) -> list[Tensor]:
+        """Each branch's output, of equal shape, on every rank; just one without a cfg split."""
+        group = self._place(mesh).cfg_group
+        if group is None:
+            return [output]
+        outputs = [torch.empty_like(output) for _ in range(mesh.cfg)]
+        dist.all_gather(outputs, output.contiguous(), group=group)
+        return outputs
+
+    def leave(self) -> None:
+        """Forget the group, xfuser's and yunchang's globals included; `join` works again.
+
+        Harmless where the group is broken or already left.
+
+        Raises:
+            GroupLost: tearing it down hangs; this process has to be replaced.
+
+        """
+        if self._left:
+            return
+        self._places.clear()
+        xfuser_state.clear()
+        if not torch_groups.destroy(LEAVE_DEADLINE_S):
+            raise GroupLost(f"epoch {self.epoch} cannot be torn down; restart rank {self.rank}")
+        self._left = True
+
+    def abort(self) -> None:
+        """Free a thread that waits in a collective: it raises GroupLost. From any thread.
+
+        gloo's connections are closed; NCCL's communicators are aborted. The waiting thread calls
+        `leave` afterwards.
+
+        Raises:
+            GroupLost: NCCL does not let go; this process has to be replaced.
+
+        """
+        self._aborted.set()
+        sockets.shut(self._addresses)
+        if self.device.type == "cuda" and not torch_groups.abort_nccl(LEAVE_DEADLINE_S):
+            raise GroupLost(f"NCCL cannot be aborted; restart rank {self.rank}")
+
+    def form(self, store: Store, meshes: Sequence[MeshSpec]) -> None:
+        """Meet the other ranks; `runtime.join` calls it, once."""
+        already = sockets.listening()
+        groups = torch_groups.connect(
+            store,
+            rank=self.rank,
+            world_size=self.world_size,
+            rank_sets=torch_groups.rank_sets(meshes),
+            timeout_s=self.timeout_s,
+            device=self.device,
+        )
+        mine = sockets.listening() - already
+        self._addresses = sockets.exchange(store, self.rank, self.world_size, mine)
+        for mesh in meshes:
+            if self.rank in mesh.ranks:
+                self._places[mesh] = self._find_place(mesh, groups)
+        with self.collective():
+            torch_groups.warm_up(groups, self.device)
+
+    def _find_place(self, mesh: MeshSpec, groups: torch_groups.Groups) -> _Place:
+        def mine(candidates: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+            return next(ranks for ranks in candidates if self.rank in ranks)
+
+        branches = mesh.branch_ranks()
+        sequence = xfuser_state.SequenceGroup(
+            mine(branches),
+            self.rank,
+            self.device,
+            ulysses=mesh.ulysses,
+            group=groups.get(mine(branches)),
+            ulysses_group=groups.get(mine(mesh.ulysses_groups())),
+            ring_group=groups.get(mine(mesh.ring_groups())),
+        )
+        return _Place(
+            sequence,
+            groups.get(mesh.ranks),
+            groups.get(mine(mesh.cfg_groups())),
+            branches.index(mine(branches)),
+        )
+
+    def _place(self, mesh: MeshSpec) -> _Place:
+        try:
+            return self._places[mesh]
+        except KeyError:
+            raise InvalidMesh(
+                f"rank {self.rank} has no place in mesh {mesh} in epoch {self.epoch}", field="mesh"
+            ) from None
+
+    @contextmanager
+    def _watch(self) -> Iterator[None]:
+        if self.device.type != "cuda":  # gloo keeps the groups' timeouts itself
+            yield
+            return
+        timer = threading.Timer(self.timeout_s, self.abort)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
