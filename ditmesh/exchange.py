@@ -16,7 +16,8 @@ from ditmesh.v1 import tensor_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
 MAX_CHUNK_BYTES = 2 << 20
-MAX_TENSORS = 256
+# A LoRA has hundreds.
+MAX_TENSORS = 8192
 
 
 def chunks(tensors: Sequence[WireTensor], needed: Iterable[int]) -> Iterator[pb.TensorChunk]:
@@ -66,7 +67,7 @@ class Receiver:
         store: ContentStore | None = None,
         scope: str = "",
     ) -> None:
-        self._specs = specs
+        self.specs = tuple(specs)
         self._field = field
         self._store = store
         self._scope = scope
@@ -92,7 +93,7 @@ class Receiver:
         return tensor if tensor is not None and tensor.spec == spec else None
 
     def _next_hash(self) -> hashlib._Hash | None:
-        spec = self._specs[self._pending[-1]] if self._pending else None
+        spec = self.specs[self._pending[-1]] if self._pending else None
         return start_hash(spec) if spec is not None and spec.sha256 else None
 
     @property
@@ -105,7 +106,7 @@ class Receiver:
         if not self._pending:
             raise ProtocolError(f"a chunk of {self._field}[{chunk.tensor}] was not asked for")
         index = self._pending[-1]
-        spec = self._specs[index]
+        spec = self.specs[index]
         name = f"{self._field}[{index}]"
         data = chunk.data
         if chunk.tensor != index or chunk.offset != self._received:
@@ -133,7 +134,7 @@ class Receiver:
             self._finish(index, data if whole else memoryview(self._data).toreadonly(), name)
 
     def _finish(self, index: int, data: bytes | memoryview, name: str) -> None:
-        spec = self._specs[index]
+        spec = self.specs[index]
         if self._digest is not None and self._digest.digest() != spec.sha256:
             raise InvalidTensor(f"the bytes of {name} do not have the declared sha256", field=name)
         tensor = WireTensor(spec, data)
@@ -150,7 +151,7 @@ class Receiver:
             missing = self._pending[-1]
             raise ProtocolError(
                 f"the stream ended before {self._field}[{missing}] was whole: "
-                f"{self._received} of {self._specs[missing].nbytes} bytes came"
+                f"{self._received} of {self.specs[missing].nbytes} bytes came"
             )
         found = [self._have[twin] for twin in self._twin]
         return tuple(tensor for tensor in found if tensor is not None)

@@ -15,6 +15,7 @@ from ditmesh.executor.control import Control, StopFlag, StopReason
 from ditmesh.executor.models import ModelCache
 from ditmesh.mesh import MeshSpec
 from ditmesh.models.model import Model
+from ditmesh.models.patches import PatchSet
 from ditmesh.sampling import State
 from ditmesh.v1 import node_pb2 as pb
 from gpu_node.parallel import runtime
@@ -55,10 +56,10 @@ class GroupEngine:
         """Whether this is the first rank of the mesh."""
         return self._joined().rank == self._meshes[mesh].ranks[0]
 
-    def model(self, name: str, mesh: int) -> Model:
+    def model(self, name: str, mesh: int, patches: PatchSet | None = None) -> Model:
         """See `Engine.model`."""
         info = self.cache.catalogue.get(name)
-        return MeshModel(info, self.cache.get(name), self._joined(), self._meshes[mesh])
+        return MeshModel(info, self.cache.get(name, patches), self._joined(), self._meshes[mesh])
 
     def control(self, mesh: int, flag: StopFlag) -> Control:
         """See `Engine.control`."""

@@ -8,6 +8,7 @@ from ditmesh.errors import StaleEpoch
 from ditmesh.executor.control import Control, LocalControl, StopFlag
 from ditmesh.executor.models import ModelCache
 from ditmesh.models.model import LocalModel, Model
+from ditmesh.models.patches import PatchSet
 from ditmesh.v1 import node_pb2 as pb
 
 
@@ -32,8 +33,8 @@ class Engine(Protocol):
         """Whether this process is the one of the mesh that answers. Any thread."""
         ...
 
-    def model(self, name: str, mesh: int) -> Model:
-        """The model on a mesh, loaded if need be. Raises UnknownModel or DamagedModel."""
+    def model(self, name: str, mesh: int, patches: PatchSet | None = None) -> Model:
+        """The model on a mesh, loaded and patched if need be. Raises as `ModelCache.get`."""
         ...
 
     def control(self, mesh: int, flag: StopFlag) -> Control:
@@ -69,9 +70,9 @@ class LocalEngine:
         """Always: it is alone."""
         return True
 
-    def model(self, name: str, mesh: int) -> Model:
+    def model(self, name: str, mesh: int, patches: PatchSet | None = None) -> Model:
         """See `Engine.model`."""
-        return LocalModel(self.cache.catalogue.get(name), self.cache.get(name))
+        return LocalModel(self.cache.catalogue.get(name), self.cache.get(name, patches))
 
     def control(self, mesh: int, flag: StopFlag) -> Control:
         """See `Engine.control`."""

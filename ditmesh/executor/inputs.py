@@ -24,7 +24,7 @@ def build_task(spec: pb.JobSpec, tensors: Sequence[WireTensor], model: Model) ->
     The spec is one that the coordinator has checked: its sigmas are explicit, its latent has
     the model's channels. Raises InvalidRequest for a spec that still cannot be run.
     """
-    reader = _Reader(tensors, model.device)
+    reader = TensorReader(tensors, model.device)
     process = model.family.process(spec.shift if spec.HasField("shift") else None)
     sigmas = torch.tensor(list(spec.schedule.explicit.sigmas), dtype=torch.float32)
     plan = sampling.make_plan(spec.sampler, sigmas, process, seed=spec.seed)
@@ -39,7 +39,7 @@ def build_task(spec: pb.JobSpec, tensors: Sequence[WireTensor], model: Model) ->
     return Task(plan, begin, start, min(end, plan.steps), Tap(denoise), model.info.latent_format)
 
 
-def conditioning(message: pb.Conditioning, reader: _Reader) -> Conditioning:
+def conditioning(message: pb.Conditioning, reader: TensorReader) -> Conditioning:
     """A branch's conditioning on the device."""
     if not message.HasField("text"):
         raise InvalidRequest("conditioning has no text embedding", field="conditioning.text")
@@ -52,12 +52,9 @@ def conditioning(message: pb.Conditioning, reader: _Reader) -> Conditioning:
     )
 
 
-def tensor_reader(tensors: Sequence[WireTensor], device: torch.device) -> _Reader:
+class TensorReader:
     """Index -> torch tensor on the device, each moved once."""
-    return _Reader(tensors, device)
 
-
-class _Reader:
     def __init__(self, tensors: Sequence[WireTensor], device: torch.device) -> None:
         self._tensors = tensors
         self._moved: dict[int, Tensor] = {}
@@ -69,7 +66,7 @@ class _Reader:
         return self._moved[index]
 
 
-def _latent(spec: pb.JobSpec, reader: _Reader, model: Model) -> Tensor:
+def _latent(spec: pb.JobSpec, reader: TensorReader, model: Model) -> Tensor:
     if spec.WhichOneof("latent") == "latent_tensor":
         return reader[spec.latent_tensor].float()
     empty = spec.empty_latent
@@ -77,7 +74,7 @@ def _latent(spec: pb.JobSpec, reader: _Reader, model: Model) -> Tensor:
     return torch.zeros(shape, device=reader.device)
 
 
-def _noise(spec: pb.JobSpec, reader: _Reader, latent: Tensor) -> Tensor:
+def _noise(spec: pb.JobSpec, reader: TensorReader, latent: Tensor) -> Tensor:
     kind = spec.noise.WhichOneof("kind")
     if kind == "tensor":
         return reader[spec.noise.tensor].float()
@@ -89,7 +86,7 @@ def _noise(spec: pb.JobSpec, reader: _Reader, latent: Tensor) -> Tensor:
     )
 
 
-def _state(message: pb.JobState, reader: _Reader) -> State:
+def _state(message: pb.JobState, reader: TensorReader) -> State:
     history: Mapping[str, Tensor] = {name: reader[i] for name, i in message.history.items()}
     return State(
         step=message.step,
@@ -101,7 +98,7 @@ def _state(message: pb.JobState, reader: _Reader) -> State:
 
 
 def _denoiser(
-    spec: pb.JobSpec, reader: _Reader, model: Model, latent: Tensor, noise: Tensor
+    spec: pb.JobSpec, reader: TensorReader, model: Model, latent: Tensor, noise: Tensor
 ) -> Denoiser:
     positive = conditioning(spec.positive, reader)
     negative = conditioning(spec.negative, reader) if spec.negative.HasField("text") else None

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from ditmesh.models.info import Catalogue, ModelInfo, scan
+from ditmesh.models.loading import reload
+from ditmesh.models.patches import PatchSet, affected, check, merge
 
 Loader = Callable[[ModelInfo], nn.Module]
 
@@ -26,18 +28,45 @@ class ModelCache:
         self._loader = loader
         self._max_loaded = max_loaded
         self._loaded: OrderedDict[str, nn.Module] = OrderedDict()
+        self._merged: dict[str, tuple[bytes, tuple[str, ...]]] = {}
 
     @property
     def loaded(self) -> tuple[str, ...]:
         """Names of the models in memory."""
         return tuple(self._loaded)
 
-    def get(self, name: str) -> nn.Module:
-        """The transformer, loaded if need be. Raises UnknownModel or DamagedModel."""
+    def get(self, name: str, patches: PatchSet | None = None) -> nn.Module:
+        """The transformer with its weights changed by `patches`, loaded if need be.
+
+        Raises UnknownModel or DamagedModel, and InvalidRequest for patches that do not fit.
+        """
+        info = self.catalogue.get(name)
+        if patches is not None:
+            check(patches.patches, info)
+        module = self._unpatched(name, info)
+        wanted = patches.key if patches is not None else b""
+        if self._merged.get(name, (b"", ()))[0] != wanted:
+            self._change(name, info, module, patches)
+        return module
+
+    def _change(
+        self, name: str, info: ModelInfo, module: nn.Module, patches: PatchSet | None
+    ) -> None:
+        """Take back the patches that are merged, and merge others."""
+        # Until it is whole again the module is nobody's: an error on the way drops it.
+        del self._loaded[name]
+        _, changed = self._merged.pop(name, (b"", ()))
+        reload(module, info, changed)
+        if patches is not None:
+            merge(module, info, patches.patches)
+            self._merged[name] = (patches.key, affected(patches.patches, info))
+        self._loaded[name] = module
+
+    def _unpatched(self, name: str, info: ModelInfo) -> nn.Module:
         if name not in self._loaded:
-            info = self.catalogue.get(name)
             while len(self._loaded) >= self._max_loaded:
-                self._loaded.popitem(last=False)
+                dropped, _ = self._loaded.popitem(last=False)
+                self._merged.pop(dropped, None)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
             self._loaded[name] = self._loader(info)

@@ -45,6 +45,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         DamagedModel: as `inspect`.
+
     """
     if not path.exists():
         raise DamagedModel(f"{path}: no such file or folder")

@@ -65,6 +65,7 @@ class Family(Protocol):
 
         Raises:
             InvalidRequest: a shift that is out of range.
+
         """
         ...
 
@@ -76,6 +77,7 @@ class Family(Protocol):
         Raises:
             InvalidTensor: a shape does not fit the model or the other inputs.
             InvalidRequest: an extra tensor that the family does not know.
+
         """
         ...
 

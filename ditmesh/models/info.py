@@ -73,6 +73,7 @@ class Catalogue:
         Raises:
             UnknownModel: there is none; names those there are.
             DamagedModel: there is one, but it is damaged.
+
         """
         if name in self.models:
             return self.models[name]
@@ -88,6 +89,7 @@ def inspect(path: Path | str, name: str | None = None) -> ModelInfo:
     Raises:
         DamagedModel: a file is missing, truncated or a pickle, the model is not a Flux.1, or
             its tensors are not those that its dimensions call for. Names the file.
+
     """
     path = Path(path)
     checkpoint = open_checkpoint(path)
@@ -125,6 +127,7 @@ def scan(root: Path | str) -> Catalogue:
 
     Raises:
         DamagedModel: `root` is not a readable folder.
+
     """
     root = Path(root)
     if not root.is_dir():

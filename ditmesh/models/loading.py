@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def load(
 
     Raises:
         DamagedModel: the files are not, or no longer, what `inspect` saw.
+
     """
     cls = transformer_class or family(info.family).transformer_class
     checkpoint = open_checkpoint(info.path)
@@ -44,6 +45,24 @@ def load(
     except (OSError, SafetensorError) as error:
         raise DamagedModel(f"{info.path}: reading the weights failed: {error}") from error
     return module.eval().requires_grad_(False)
+
+
+def reload(module: nn.Module, info: ModelInfo, names: Iterable[str]) -> None:
+    """Read some parameters of a loaded module again, by their diffusers names, into their place.
+
+    Raises:
+        DamagedModel: the files are no longer what `inspect` saw.
+
+    """
+    checkpoint = open_checkpoint(info.path)
+    if checkpoint.config != info.config:
+        raise DamagedModel(f"{info.path}: the model has changed since it was loaded")
+    try:
+        with torch.no_grad(), _files(checkpoint) as files:
+            for name in names:
+                _read(module.get_parameter(name), checkpoint.sources[name], checkpoint, files)
+    except (OSError, SafetensorError) as error:
+        raise DamagedModel(f"{info.path}: reading the weights failed: {error}") from error
 
 
 def diffusers_arguments(config: FluxConfig) -> dict[str, Any]:
@@ -70,16 +89,21 @@ def _fill(
     if wanted != shapes.keys():
         odd = sorted(wanted ^ shapes.keys())
         raise DamagedModel(f"{type(module).__name__} and the weights differ in {odd[0]!r}")
-    with ExitStack() as stack:
-        files = {
-            path: stack.enter_context(safe_open(path, framework="pt"))
-            for path in {tensor.file for tensor in checkpoint.used}
-        }
+    with _files(checkpoint) as files:
         for name, shape in shapes.items():
             value = torch.empty(shape, dtype=dtype, device=device)
             _read(value, checkpoint.sources[name], checkpoint, files)
             owner, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+
+
+@contextmanager
+def _files(checkpoint: Checkpoint) -> Iterator[Mapping[Path, Any]]:
+    with ExitStack() as stack:
+        yield {
+            path: stack.enter_context(safe_open(path, framework="pt"))
+            for path in {tensor.file for tensor in checkpoint.used}
+        }
 
 
 def _read(value: Tensor, source: Source, checkpoint: Checkpoint, files: Mapping[Path, Any]) -> None:

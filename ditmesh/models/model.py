@@ -68,6 +68,7 @@ class LocalModel:
 
         Raises:
             DamagedModel: as `loading.load`.
+
         """
         return cls(info, load(info, device=device, dtype=dtype))
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ditmesh.v1 import tensor_pb2 as ditmesh_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64itmesh/v1/job.proto\x12\nditmesh.v1\x1a\x17\x64itmesh/v1/tensor.proto\"\x87\x05\n\x07JobSpec\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07sampler\x18\x03 \x01(\t\x12&\n\x08schedule\x18\x04 \x01(\x0b\x32\x14.ditmesh.v1.Schedule\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x10\n\x03\x63\x66g\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12 \n\x05noise\x18\x07 \x01(\x0b\x32\x11.ditmesh.v1.Noise\x12*\n\x08positive\x18\x08 \x01(\x0b\x32\x18.ditmesh.v1.Conditioning\x12*\n\x08negative\x18\t \x01(\x0b\x32\x18.ditmesh.v1.Conditioning\x12\x17\n\rlatent_tensor\x18\n \x01(\rH\x00\x12/\n\x0c\x65mpty_latent\x18\x0b \x01(\x0b\x32\x17.ditmesh.v1.EmptyLatentH\x00\x12\x17\n\nnoise_mask\x18\x0c \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05shift\x18\r \x01(\x01H\x03\x88\x01\x01\x12#\n\x05state\x18\x0e \x01(\x0b\x32\x14.ditmesh.v1.JobState\x12\x1c\n\x0fstop_after_step\x18\x0f \x01(\rH\x04\x88\x01\x01\x12\x14\n\x0creturn_state\x18\x10 \x01(\x08\x12,\n\x08\x66\x61llback\x18\x11 \x01(\x0e\x32\x1a.ditmesh.v1.FallbackPolicy\x12$\n\x07preview\x18\x12 \x01(\x0b\x32\x13.ditmesh.v1.Preview\x12\'\n\x07tensors\x18\x13 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpecB\x08\n\x06latentB\x06\n\x04_cfgB\r\n\x0b_noise_maskB\x08\n\x06_shiftB\x12\n\x10_stop_after_step\"n\n\x08Schedule\x12*\n\x05named\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.NamedScheduleH\x00\x12.\n\x08\x65xplicit\x18\x02 \x01(\x0b\x32\x1a.ditmesh.v1.ExplicitSigmasH\x00\x42\x06\n\x04kind\"\xbc\x01\n\rNamedSchedule\x12\x11\n\tscheduler\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x14\n\x07\x64\x65noise\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nstart_step\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x15\n\x08\x65nd_step\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x1b\n\x13keep_leftover_noise\x18\x06 \x01(\x08\x42\n\n\x08_denoiseB\r\n\x0b_start_stepB\x0b\n\t_end_step\" \n\x0e\x45xplicitSigmas\x12\x0e\n\x06sigmas\x18\x01 \x03(\x02\"q\n\x05Noise\x12)\n\x06seeded\x18\x01 \x01(\x0b\x32\x17.ditmesh.v1.SeededNoiseH\x00\x12\x10\n\x06tensor\x18\x02 \x01(\rH\x00\x12#\n\x04none\x18\x03 \x01(\x0b\x32\x13.ditmesh.v1.NoNoiseH\x00\x42\x06\n\x04kind\"\"\n\x0bSeededNoise\x12\x13\n\x0b\x62\x61tch_index\x18\x01 \x03(\r\"\t\n\x07NoNoise\"\xbe\x01\n\x0c\x43onditioning\x12\x11\n\x04text\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x06pooled\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x10\n\x08guidance\x18\x03 \x03(\x01\x12\x32\n\x05\x65xtra\x18\x04 \x03(\x0b\x32#.ditmesh.v1.Conditioning.ExtraEntry\x1a,\n\nExtraEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x42\x07\n\x05_textB\t\n\x07_pooled\";\n\x0b\x45mptyLatent\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"\xbb\x01\n\x08JobState\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x13\n\x0bnoise_draws\x18\x02 \x01(\x04\x12\x18\n\x10sampler_revision\x18\x03 \x01(\r\x12\x0e\n\x06latent\x18\x04 \x01(\r\x12\x32\n\x07history\x18\x05 \x03(\x0b\x32!.ditmesh.v1.JobState.HistoryEntry\x1a.\n\x0cHistoryEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x1e\n\x07Preview\x12\x13\n\x0b\x65very_steps\x18\x01 \x01(\r*\x88\x01\n\x0e\x46\x61llbackPolicy\x12\x1f\n\x1b\x46\x41LLBACK_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x46\x41LLBACK_POLICY_ALLOW\x10\x01\x12\x1a\n\x16\x46\x41LLBACK_POLICY_FORBID\x10\x02\x12\x1e\n\x1a\x46\x41LLBACK_POLICY_LOCAL_ONLY\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64itmesh/v1/job.proto\x12\nditmesh.v1\x1a\x17\x64itmesh/v1/tensor.proto\"\xb8\x05\n\x07JobSpec\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07sampler\x18\x03 \x01(\t\x12&\n\x08schedule\x18\x04 \x01(\x0b\x32\x14.ditmesh.v1.Schedule\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x10\n\x03\x63\x66g\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12 \n\x05noise\x18\x07 \x01(\x0b\x32\x11.ditmesh.v1.Noise\x12*\n\x08positive\x18\x08 \x01(\x0b\x32\x18.ditmesh.v1.Conditioning\x12*\n\x08negative\x18\t \x01(\x0b\x32\x18.ditmesh.v1.Conditioning\x12\x17\n\rlatent_tensor\x18\n \x01(\rH\x00\x12/\n\x0c\x65mpty_latent\x18\x0b \x01(\x0b\x32\x17.ditmesh.v1.EmptyLatentH\x00\x12\x17\n\nnoise_mask\x18\x0c \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05shift\x18\r \x01(\x01H\x03\x88\x01\x01\x12#\n\x05state\x18\x0e \x01(\x0b\x32\x14.ditmesh.v1.JobState\x12\x1c\n\x0fstop_after_step\x18\x0f \x01(\rH\x04\x88\x01\x01\x12\x14\n\x0creturn_state\x18\x10 \x01(\x08\x12,\n\x08\x66\x61llback\x18\x11 \x01(\x0e\x32\x1a.ditmesh.v1.FallbackPolicy\x12$\n\x07preview\x18\x12 \x01(\x0b\x32\x13.ditmesh.v1.Preview\x12\'\n\x07tensors\x18\x13 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12/\n\x0eweight_patches\x18\x14 \x03(\x0b\x32\x17.ditmesh.v1.WeightPatchB\x08\n\x06latentB\x06\n\x04_cfgB\r\n\x0b_noise_maskB\x08\n\x06_shiftB\x12\n\x10_stop_after_step\"\xc6\x01\n\x0bWeightPatch\x12\x0e\n\x06weight\x18\x01 \x01(\t\x12\x10\n\x08strength\x18\x02 \x01(\x01\x12\x19\n\x0cweight_scale\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12&\n\x05slice\x18\x04 \x01(\x0b\x32\x17.ditmesh.v1.WeightSlice\x12\'\n\x08low_rank\x18\x05 \x01(\x0b\x32\x13.ditmesh.v1.LowRankH\x00\x12\x0e\n\x04\x64iff\x18\x06 \x01(\rH\x00\x42\x08\n\x06\x63hangeB\x0f\n\r_weight_scale\"?\n\x0bWeightSlice\x12\x11\n\tdimension\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"A\n\x07LowRank\x12\n\n\x02up\x18\x01 \x01(\r\x12\x0c\n\x04\x64own\x18\x02 \x01(\r\x12\x12\n\x05\x61lpha\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_alpha\"n\n\x08Schedule\x12*\n\x05named\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.NamedScheduleH\x00\x12.\n\x08\x65xplicit\x18\x02 \x01(\x0b\x32\x1a.ditmesh.v1.ExplicitSigmasH\x00\x42\x06\n\x04kind\"\xbc\x01\n\rNamedSchedule\x12\x11\n\tscheduler\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x14\n\x07\x64\x65noise\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nstart_step\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x15\n\x08\x65nd_step\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x1b\n\x13keep_leftover_noise\x18\x06 \x01(\x08\x42\n\n\x08_denoiseB\r\n\x0b_start_stepB\x0b\n\t_end_step\" \n\x0e\x45xplicitSigmas\x12\x0e\n\x06sigmas\x18\x01 \x03(\x02\"q\n\x05Noise\x12)\n\x06seeded\x18\x01 \x01(\x0b\x32\x17.ditmesh.v1.SeededNoiseH\x00\x12\x10\n\x06tensor\x18\x02 \x01(\rH\x00\x12#\n\x04none\x18\x03 \x01(\x0b\x32\x13.ditmesh.v1.NoNoiseH\x00\x42\x06\n\x04kind\"\"\n\x0bSeededNoise\x12\x13\n\x0b\x62\x61tch_index\x18\x01 \x03(\r\"\t\n\x07NoNoise\"\xbe\x01\n\x0c\x43onditioning\x12\x11\n\x04text\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x06pooled\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x10\n\x08guidance\x18\x03 \x03(\x01\x12\x32\n\x05\x65xtra\x18\x04 \x03(\x0b\x32#.ditmesh.v1.Conditioning.ExtraEntry\x1a,\n\nExtraEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x42\x07\n\x05_textB\t\n\x07_pooled\";\n\x0b\x45mptyLatent\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"\xbb\x01\n\x08JobState\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x13\n\x0bnoise_draws\x18\x02 \x01(\x04\x12\x18\n\x10sampler_revision\x18\x03 \x01(\r\x12\x0e\n\x06latent\x18\x04 \x01(\r\x12\x32\n\x07history\x18\x05 \x03(\x0b\x32!.ditmesh.v1.JobState.HistoryEntry\x1a.\n\x0cHistoryEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x1e\n\x07Preview\x12\x13\n\x0b\x65very_steps\x18\x01 \x01(\r*\x88\x01\n\x0e\x46\x61llbackPolicy\x12\x1f\n\x1b\x46\x41LLBACK_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x46\x41LLBACK_POLICY_ALLOW\x10\x01\x12\x1a\n\x16\x46\x41LLBACK_POLICY_FORBID\x10\x02\x12\x1e\n\x1a\x46\x41LLBACK_POLICY_LOCAL_ONLY\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,32 +36,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONDITIONING_EXTRAENTRY']._serialized_options = b'8\001'
   _globals['_JOBSTATE_HISTORYENTRY']._loaded_options = None
   _globals['_JOBSTATE_HISTORYENTRY']._serialized_options = b'8\001'
-  _globals['_FALLBACKPOLICY']._serialized_start=1687
-  _globals['_FALLBACKPOLICY']._serialized_end=1823
+  _globals['_FALLBACKPOLICY']._serialized_start=2069
+  _globals['_FALLBACKPOLICY']._serialized_end=2205
   _globals['_JOBSPEC']._serialized_start=62
-  _globals['_JOBSPEC']._serialized_end=709
-  _globals['_SCHEDULE']._serialized_start=711
-  _globals['_SCHEDULE']._serialized_end=821
-  _globals['_NAMEDSCHEDULE']._serialized_start=824
-  _globals['_NAMEDSCHEDULE']._serialized_end=1012
-  _globals['_EXPLICITSIGMAS']._serialized_start=1014
-  _globals['_EXPLICITSIGMAS']._serialized_end=1046
-  _globals['_NOISE']._serialized_start=1048
-  _globals['_NOISE']._serialized_end=1161
-  _globals['_SEEDEDNOISE']._serialized_start=1163
-  _globals['_SEEDEDNOISE']._serialized_end=1197
-  _globals['_NONOISE']._serialized_start=1199
-  _globals['_NONOISE']._serialized_end=1208
-  _globals['_CONDITIONING']._serialized_start=1211
-  _globals['_CONDITIONING']._serialized_end=1401
-  _globals['_CONDITIONING_EXTRAENTRY']._serialized_start=1337
-  _globals['_CONDITIONING_EXTRAENTRY']._serialized_end=1381
-  _globals['_EMPTYLATENT']._serialized_start=1403
-  _globals['_EMPTYLATENT']._serialized_end=1462
-  _globals['_JOBSTATE']._serialized_start=1465
-  _globals['_JOBSTATE']._serialized_end=1652
-  _globals['_JOBSTATE_HISTORYENTRY']._serialized_start=1606
-  _globals['_JOBSTATE_HISTORYENTRY']._serialized_end=1652
-  _globals['_PREVIEW']._serialized_start=1654
-  _globals['_PREVIEW']._serialized_end=1684
+  _globals['_JOBSPEC']._serialized_end=758
+  _globals['_WEIGHTPATCH']._serialized_start=761
+  _globals['_WEIGHTPATCH']._serialized_end=959
+  _globals['_WEIGHTSLICE']._serialized_start=961
+  _globals['_WEIGHTSLICE']._serialized_end=1024
+  _globals['_LOWRANK']._serialized_start=1026
+  _globals['_LOWRANK']._serialized_end=1091
+  _globals['_SCHEDULE']._serialized_start=1093
+  _globals['_SCHEDULE']._serialized_end=1203
+  _globals['_NAMEDSCHEDULE']._serialized_start=1206
+  _globals['_NAMEDSCHEDULE']._serialized_end=1394
+  _globals['_EXPLICITSIGMAS']._serialized_start=1396
+  _globals['_EXPLICITSIGMAS']._serialized_end=1428
+  _globals['_NOISE']._serialized_start=1430
+  _globals['_NOISE']._serialized_end=1543
+  _globals['_SEEDEDNOISE']._serialized_start=1545
+  _globals['_SEEDEDNOISE']._serialized_end=1579
+  _globals['_NONOISE']._serialized_start=1581
+  _globals['_NONOISE']._serialized_end=1590
+  _globals['_CONDITIONING']._serialized_start=1593
+  _globals['_CONDITIONING']._serialized_end=1783
+  _globals['_CONDITIONING_EXTRAENTRY']._serialized_start=1719
+  _globals['_CONDITIONING_EXTRAENTRY']._serialized_end=1763
+  _globals['_EMPTYLATENT']._serialized_start=1785
+  _globals['_EMPTYLATENT']._serialized_end=1844
+  _globals['_JOBSTATE']._serialized_start=1847
+  _globals['_JOBSTATE']._serialized_end=2034
+  _globals['_JOBSTATE_HISTORYENTRY']._serialized_start=1988
+  _globals['_JOBSTATE_HISTORYENTRY']._serialized_end=2034
+  _globals['_PREVIEW']._serialized_start=2036
+  _globals['_PREVIEW']._serialized_end=2066
 # @@protoc_insertion_point(module_scope)

@@ -20,7 +20,7 @@ FALLBACK_POLICY_FORBID: FallbackPolicy
 FALLBACK_POLICY_LOCAL_ONLY: FallbackPolicy
 
 class JobSpec(_message.Message):
-    __slots__ = ("job_id", "model", "sampler", "schedule", "seed", "cfg", "noise", "positive", "negative", "latent_tensor", "empty_latent", "noise_mask", "shift", "state", "stop_after_step", "return_state", "fallback", "preview", "tensors")
+    __slots__ = ("job_id", "model", "sampler", "schedule", "seed", "cfg", "noise", "positive", "negative", "latent_tensor", "empty_latent", "noise_mask", "shift", "state", "stop_after_step", "return_state", "fallback", "preview", "tensors", "weight_patches")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,7 @@ class JobSpec(_message.Message):
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_PATCHES_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     model: str
     sampler: str
@@ -59,7 +60,44 @@ class JobSpec(_message.Message):
     fallback: FallbackPolicy
     preview: Preview
     tensors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
-    def __init__(self, job_id: _Optional[str] = ..., model: _Optional[str] = ..., sampler: _Optional[str] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ..., seed: _Optional[int] = ..., cfg: _Optional[float] = ..., noise: _Optional[_Union[Noise, _Mapping]] = ..., positive: _Optional[_Union[Conditioning, _Mapping]] = ..., negative: _Optional[_Union[Conditioning, _Mapping]] = ..., latent_tensor: _Optional[int] = ..., empty_latent: _Optional[_Union[EmptyLatent, _Mapping]] = ..., noise_mask: _Optional[int] = ..., shift: _Optional[float] = ..., state: _Optional[_Union[JobState, _Mapping]] = ..., stop_after_step: _Optional[int] = ..., return_state: bool = ..., fallback: _Optional[_Union[FallbackPolicy, str]] = ..., preview: _Optional[_Union[Preview, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ...) -> None: ...
+    weight_patches: _containers.RepeatedCompositeFieldContainer[WeightPatch]
+    def __init__(self, job_id: _Optional[str] = ..., model: _Optional[str] = ..., sampler: _Optional[str] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ..., seed: _Optional[int] = ..., cfg: _Optional[float] = ..., noise: _Optional[_Union[Noise, _Mapping]] = ..., positive: _Optional[_Union[Conditioning, _Mapping]] = ..., negative: _Optional[_Union[Conditioning, _Mapping]] = ..., latent_tensor: _Optional[int] = ..., empty_latent: _Optional[_Union[EmptyLatent, _Mapping]] = ..., noise_mask: _Optional[int] = ..., shift: _Optional[float] = ..., state: _Optional[_Union[JobState, _Mapping]] = ..., stop_after_step: _Optional[int] = ..., return_state: bool = ..., fallback: _Optional[_Union[FallbackPolicy, str]] = ..., preview: _Optional[_Union[Preview, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., weight_patches: _Optional[_Iterable[_Union[WeightPatch, _Mapping]]] = ...) -> None: ...
+
+class WeightPatch(_message.Message):
+    __slots__ = ("weight", "strength", "weight_scale", "slice", "low_rank", "diff")
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_SCALE_FIELD_NUMBER: _ClassVar[int]
+    SLICE_FIELD_NUMBER: _ClassVar[int]
+    LOW_RANK_FIELD_NUMBER: _ClassVar[int]
+    DIFF_FIELD_NUMBER: _ClassVar[int]
+    weight: str
+    strength: float
+    weight_scale: float
+    slice: WeightSlice
+    low_rank: LowRank
+    diff: int
+    def __init__(self, weight: _Optional[str] = ..., strength: _Optional[float] = ..., weight_scale: _Optional[float] = ..., slice: _Optional[_Union[WeightSlice, _Mapping]] = ..., low_rank: _Optional[_Union[LowRank, _Mapping]] = ..., diff: _Optional[int] = ...) -> None: ...
+
+class WeightSlice(_message.Message):
+    __slots__ = ("dimension", "start", "length")
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    dimension: int
+    start: int
+    length: int
+    def __init__(self, dimension: _Optional[int] = ..., start: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class LowRank(_message.Message):
+    __slots__ = ("up", "down", "alpha")
+    UP_FIELD_NUMBER: _ClassVar[int]
+    DOWN_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    up: int
+    down: int
+    alpha: float
+    def __init__(self, up: _Optional[int] = ..., down: _Optional[int] = ..., alpha: _Optional[float] = ...) -> None: ...
 
 class Schedule(_message.Message):
     __slots__ = ("named", "explicit")

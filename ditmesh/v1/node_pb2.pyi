@@ -209,14 +209,18 @@ class PredictStepRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[PredictStepOpen, _Mapping]] = ..., call: _Optional[_Union[_sampler_pb2.PredictCall, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ...) -> None: ...
 
 class PredictStepOpen(_message.Message):
-    __slots__ = ("epoch", "mesh", "model")
+    __slots__ = ("epoch", "mesh", "model", "weight_patches", "tensors")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MESH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_PATCHES_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     mesh: int
     model: str
-    def __init__(self, epoch: _Optional[int] = ..., mesh: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
+    weight_patches: _containers.RepeatedCompositeFieldContainer[_job_pb2.WeightPatch]
+    tensors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
+    def __init__(self, epoch: _Optional[int] = ..., mesh: _Optional[int] = ..., model: _Optional[str] = ..., weight_patches: _Optional[_Iterable[_Union[_job_pb2.WeightPatch, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class PredictStepResponse(_message.Message):
     __slots__ = ("needed", "ready", "result", "chunk", "error")

@@ -142,12 +142,16 @@ class PredictRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[PredictOpen, _Mapping]] = ..., call: _Optional[_Union[PredictCall, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ...) -> None: ...
 
 class PredictOpen(_message.Message):
-    __slots__ = ("model", "fallback")
+    __slots__ = ("model", "fallback", "weight_patches", "tensors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_PATCHES_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     fallback: _job_pb2.FallbackPolicy
-    def __init__(self, model: _Optional[str] = ..., fallback: _Optional[_Union[_job_pb2.FallbackPolicy, str]] = ...) -> None: ...
+    weight_patches: _containers.RepeatedCompositeFieldContainer[_job_pb2.WeightPatch]
+    tensors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
+    def __init__(self, model: _Optional[str] = ..., fallback: _Optional[_Union[_job_pb2.FallbackPolicy, str]] = ..., weight_patches: _Optional[_Iterable[_Union[_job_pb2.WeightPatch, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class PredictCall(_message.Message):
     __slots__ = ("call_id", "tensors", "x", "timestep", "conditioning")
