@@ -1,0 +1,262 @@
+"""A cluster as users run it: real node and coordinator processes, reached over gRPC.
+
+    with Cluster(tmp_path, ranks=8) as cluster:
+        cluster.client.sample(...)
+        cluster.kill(cluster.ranks()[0])
+
+Leaving the block stops it as SIGTERM does, and fails if a process had to be killed or is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ditmesh import telemetry
+from ditmesh.client import Client, ClusterSnapshot
+from ditmesh.errors import DitmeshError
+from ditmesh.telemetry import TelemetryConfig
+from tests.sampling.golden_cases import CHECKPOINT
+
+MODEL = "tiny-flux"
+"""What the golden checkpoint is called in every cluster."""
+LOCAL_MODEL = "local-flux"
+"""The same checkpoint, which under this name only the local sampler has."""
+START_S = 150.0
+STOP_S = 60.0
+WAIT_S = 60.0
+# Longer than STOP_S: a supervisor that ends within STOP_S has killed nobody.
+_GRACE_S = 120
+_MARK = "DITMESH_TEST_CLUSTER"
+_PORTS = range(20_000, 32_000)  # below those that the kernel hands out
+
+
+class Cluster:
+    """One coordinator and, unless `ranks` is 0, one supervisor of `ranks` nodes.
+
+    `options` are added to the coordinator's command line, `exporters` to both. All spans go to
+    the file `spans`, all output to logs in `folder`, which failures show.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        ranks: int = 8,
+        options: Sequence[str] = (),
+        exporters: Sequence[str] = (),
+    ) -> None:
+        self.folder = folder
+        self.spans = folder / "spans.jsonl"
+        self.world_size = ranks
+        self._mark = uuid.uuid4().hex
+        models = model_folder(folder / "models", MODEL)
+        local_models = model_folder(folder / "local", MODEL, LOCAL_MODEL)
+        both = ("--trace-file", str(self.spans), "--grace", str(_GRACE_S), *exporters)
+        first = free_ports(ranks + 1)
+        self.address = f"127.0.0.1:{first}"
+        nodes = ",".join(f"127.0.0.1:{first + 1 + i}" for i in range(ranks))
+        self._node_command = [
+            *("gpu_node", "--ranks", str(ranks), "--device", "cpu", "--port", str(first + 1)),
+            *("--models", str(models), *both),
+        ]
+        self._coordinator_command = [
+            *("coordinator", "--listen", self.address, "--local-models", str(local_models)),
+            *(("--nodes", nodes, "--preload", MODEL) if ranks else ()),
+            *both,
+            *options,
+        ]
+        self.nodes: subprocess.Popen[bytes] | None = None
+        self.coordinator: subprocess.Popen[bytes] | None = None
+        self.client = Client(self.address)
+
+    def __enter__(self) -> Cluster:
+        try:
+            if self.world_size:
+                self.start_nodes()
+            self.coordinator = self._start("coordinator", self._coordinator_command)
+            self.wait_for_group(timeout_s=START_S)
+        except BaseException:
+            self._kill_all()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.client.close()
+        try:
+            for process in (self.coordinator, self.nodes):
+                if process is not None:
+                    self._stop(process)
+            left = processes_of(self._mark)
+            assert not left, f"processes were left behind: {left}\n{self.logs()}"
+        finally:
+            self._kill_all()
+
+    def start_nodes(self) -> None:
+        """Start the supervisor of the nodes, anew if it was stopped."""
+        self.nodes = self._start("nodes", self._node_command)
+
+    def stop_nodes(self) -> None:
+        """Stop every node, as an operator does."""
+        assert self.nodes is not None
+        self._stop(self.nodes)
+
+    def snapshot(self) -> ClusterSnapshot:
+        """The cluster as it shows itself."""
+        return self.client.cluster()
+
+    def ranks(self) -> list[int]:
+        """Process ids by rank. Fails unless the whole group is there."""
+        found = {node.rank: node.pid for node in self.snapshot().nodes if node.rank is not None}
+        assert sorted(found) == list(range(self.world_size)), found
+        return [found[rank] for rank in range(self.world_size)]
+
+    def kill(self, rank: int, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to the process of a rank."""
+        os.kill(self.ranks()[rank], number)
+
+    @contextmanager
+    def no_restarts(self) -> Iterator[None]:
+        """Meanwhile the supervisor of the nodes does nothing: what dies stays dead."""
+        assert self.nodes is not None
+        self.nodes.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.nodes.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def traced_client(self) -> Iterator[Client]:
+        """A client whose spans are recorded too."""
+        telemetry.setup(TelemetryConfig("client", exporters=("file",), trace_file=self.spans))
+        try:
+            with Client(self.address) as client:
+                yield client
+        finally:
+            telemetry.shutdown()
+
+    def trace(self, trace_id: str) -> list[dict[str, Any]]:
+        """The spans of a trace that have been written so far, as the file has them."""
+        lines = self.spans.read_text().splitlines(keepends=True)
+        spans = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [span for span in spans if span["trace_id"] == trace_id]
+
+    def wait_for_group(self, size: int | None = None, *, timeout_s: float = WAIT_S) -> None:
+        """Wait for a group of `size` ranks (all of them), and for the local sampler."""
+        wanted = self.world_size if size is None else size
+
+        def ready() -> bool:
+            try:
+                now = self.snapshot()
+            except DitmeshError:
+                return False
+            grouped = now.group.state == "ready" and now.group.world_size == wanted
+            return (grouped or not wanted) and now.local.available
+
+        self.wait(ready, f"a group of {wanted}", timeout_s=timeout_s)
+
+    def wait(self, condition: Callable[[], bool], what: str, *, timeout_s: float = WAIT_S) -> None:
+        """Wait until `condition()`; fails with the cluster's logs."""
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, f"waited in vain for {what}\n{self.logs()}"
+            for process in (self.nodes, self.coordinator):
+                ended = process is not None and process.poll() is not None
+                assert not ended, f"{process} ended\n{self.logs()}"
+            time.sleep(0.1)
+
+    def logs(self, lines: int = 60) -> str:
+        """The last lines of every process."""
+        parts = []
+        for path in sorted(self.folder.glob("*.log")):
+            text = path.read_text(errors="replace").splitlines()[-lines:]
+            parts.append("\n".join([f"--- {path.name}", *text]))
+        return "\n".join(parts)
+
+    def _start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, _MARK: self._mark},
+                start_new_session=True,
+            )
+
+    def _stop(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGTERM; it must end by itself with code 0."""
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{process.args} did not stop\n{self.logs()}") from None
+        assert code == 0, f"{process.args} ended with code {code}\n{self.logs()}"
+
+    def _kill_all(self) -> None:
+        """Whatever happened, leave nothing running."""
+        for process in (self.coordinator, self.nodes):
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.wait()
+        for pid in processes_of(self._mark):
+            os.kill(pid, signal.SIGKILL)
+
+
+def processes_of(mark: str) -> list[int]:
+    """Processes that a cluster started, however far down: all inherit its environment."""
+    wanted = f"{_MARK}={mark}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue  # it ended meanwhile, or is another user's
+    return found
+
+
+def model_folder(folder: Path, *names: str) -> Path:
+    """A folder in which the golden checkpoint has these names."""
+    folder.mkdir()
+    for name in names:
+        (folder / f"{name}.safetensors").symlink_to(CHECKPOINT)
+    return folder
+
+
+def free_ports(count: int) -> int:
+    """The first of so many free ports in a row."""
+    for _ in range(200):
+        first = random.choice(_PORTS)
+        if all(_free(first + i) for i in range(count)):
+            return first
+    raise AssertionError("no free ports")
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,130 @@
+"""Single transformer calls over one long stream, on eight ranks and on the local sampler."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from ditmesh.client import Conditioning
+from ditmesh.client.prediction import PredictExchange, open_request
+from ditmesh.errors import InvalidTensor, UnknownModel
+from ditmesh.models import family
+from ditmesh.models.info import inspect
+from ditmesh.models.model import LocalModel
+from ditmesh.v1 import sampler_pb2 as pb
+from ditmesh.v1 import sampler_pb2_grpc
+from tests.e2e.cluster import MODEL, Cluster
+from tests.e2e.jobs import random_conditioning
+from tests.sampling.golden_cases import CHECKPOINT, GOLDEN
+
+pytestmark = pytest.mark.timeout(600)
+
+
+class RawStream:
+    """A stream as any client may open it, which also keeps what the server asked for."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address)
+        self._outbox: queue.SimpleQueue[pb.PredictRequest | None] = queue.SimpleQueue()
+        self._outbox.put(open_request(MODEL, "forbid"))
+        requests: Iterator[pb.PredictRequest] = iter(self._outbox.get, None)
+        self._call: Any = sampler_pb2_grpc.SamplerServiceStub(self._channel).Predict(requests)
+
+    def call(self, call_id: int, x: Any, conditioning: Conditioning) -> tuple[Any, list[int]]:
+        """The answer to a call, and the tensors that had to be sent for it."""
+        exchange = PredictExchange(call_id, x, 0.5, conditioning)
+        self._outbox.put(exchange.opening())
+        sent: list[int] = []
+        while exchange.output is None:
+            response = next(self._call)
+            sent += response.needed.tensors
+            for request in exchange.receive(response):
+                self._outbox.put(request)
+        return exchange.output, sent
+
+    def close(self) -> None:
+        self._outbox.put(None)
+        self._channel.close()
+
+
+@pytest.fixture
+def raw(eight: Cluster) -> Iterator[RawStream]:
+    stream = RawStream(eight.address)
+    yield stream
+    stream.close()
+
+
+@pytest.mark.parametrize(("fallback", "executor"), [("forbid", "group"), ("local_only", "local")])
+def test_comfyui_call(fallback: Any, executor: str, eight: Cluster) -> None:
+    """A bare transformer call of ComfyUI, sigma and guidance of each batch item its own."""
+    golden = load_file(GOLDEN / "flux_forward.safetensors")
+    conditioning = Conditioning(
+        golden["context"], golden["pooled"], guidance=golden["guidance"].tolist()
+    )
+    with eight.client.predict_stream(MODEL, fallback=fallback) as stream:
+        for _ in range(3):
+            velocity = stream.predict(golden["x"], golden["sigma"].tolist(), conditioning)
+            assert stream.executor == executor
+            assert np.abs(velocity - golden["velocity"]).max() <= 1e-5
+
+
+def test_calls_of_all_shapes(eight: Cluster) -> None:
+    """Calls whose size, text length and timestep change equal those of one process."""
+    rng = np.random.default_rng(0)
+    model = LocalModel.load(inspect(CHECKPOINT), device="cpu", dtype=torch.float32)
+    with eight.client.predict_stream(MODEL) as stream:
+        for batch, rows, columns, tokens in [(1, 8, 8, 16), (2, 6, 10, 5), (3, 2, 2, 77)]:
+            x = rng.standard_normal((batch, 16, rows, columns), dtype=np.float32)
+            sigma = rng.uniform(0.01, 1.0, batch).tolist()
+            given = random_conditioning(rng, tokens=tokens)
+            output = stream.predict(x, sigma, given)
+            expected = model.predict(
+                torch.from_numpy(x),
+                torch.tensor(sigma),
+                family.Conditioning(
+                    torch.from_numpy(given.text), torch.from_numpy(given.pooled), given.guidance
+                ),
+            )
+            assert stream.executor == "group"
+            assert np.abs(output - expected.numpy()).max() <= 1e-5
+
+
+def test_conditioning_is_sent_once(raw: RawStream) -> None:
+    """Conditioning that the server has under its hash is not asked for again."""
+    rng = np.random.default_rng(1)
+    x, conditioning = np.ones((1, 16, 4, 4), np.float32), random_conditioning(rng, tokens=9)
+    first, sent = raw.call(1, x, conditioning)
+    assert sent == [0, 1, 2]  # x, text, pooled
+    again, sent = raw.call(2, x, conditioning)
+    assert sent == [0]
+    assert np.array_equal(first, again)
+
+
+def test_bad_call_does_not_end_the_stream(raw: RawStream) -> None:
+    """A call that cannot be done is answered with its error; the next one is answered."""
+    rng = np.random.default_rng(2)
+    x, conditioning = np.ones((1, 16, 4, 4), np.float32), random_conditioning(rng, tokens=9)
+    with pytest.raises(InvalidTensor, match="5 x 4") as odd:
+        raw.call(1, np.ones((1, 16, 5, 4), np.float32), conditioning)
+    assert odd.value.field == "call.x"
+    with pytest.raises(InvalidTensor, match="NaN"):
+        raw.call(2, np.full((1, 16, 4, 4), np.nan, np.float32), conditioning)
+    output, _ = raw.call(3, x, conditioning)
+    assert np.isfinite(output).all()
+
+
+def test_unknown_model(eight: Cluster) -> None:
+    """The error names the models that there are."""
+    conditioning = random_conditioning(np.random.default_rng(3), tokens=1)
+    with (
+        eight.client.predict_stream("sdxl") as stream,
+        pytest.raises(UnknownModel, match=MODEL),
+    ):
+        stream.predict(np.ones((1, 16, 4, 4), np.float32), 0.5, conditioning)
