@@ -5,23 +5,30 @@ Nothing here imports torch, allocates a weight, or opens anything but safetensor
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
 
+import numpy as np
+
 from ditmesh.errors import DamagedModel, UnknownModel
-from ditmesh.models.checkpoint import PICKLE_SUFFIXES, is_model_folder, open_checkpoint
-from ditmesh.models.flux_checkpoint import PATCH_SIZE, FluxConfig
+from ditmesh.models.checkpoint import (
+    PICKLE_SUFFIXES,
+    Checkpoint,
+    is_model_folder,
+    open_checkpoint,
+)
+from ditmesh.models.fingerprint import to_bfloat16, weights_fingerprint
+from ditmesh.models.flux_checkpoint import PATCH_SIZE, FluxConfig, diffusers_shapes
 from ditmesh.models.latents import LatentFormat, read_latent_format
 from ditmesh.models.safetensors_file import DTYPE_NAMES, StoredTensor
 
-_SAMPLE_BYTES = 64
+_WIDENED = {"F32": "<f4", "F16": "<f2"}
+"""Stored types that are rounded to bfloat16 for the fingerprint, as numpy names them."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class ModelInfo:
 
     `dtype` is the stored floating-point type that most weights have, by torch's name for it.
     `patch_size` is how many latent rows and columns one token covers, so latent sizes must be
-    multiples of it. `fingerprint` is equal for copies of the same weights, whatever their path.
+    multiples of it. `fingerprint` is equal for the same weights, whatever file layout or element
+    type they are stored in.
     """
 
     name: str
@@ -112,7 +120,7 @@ def inspect(path: Path | str, name: str | None = None) -> ModelInfo:
         num_parameters=sum(tensor.numel for tensor in used),
         weight_bytes=sum(tensor.nbytes for tensor in used),
         dtype=DTYPE_NAMES[dtypes.most_common(1)[0][0]],
-        fingerprint=_fingerprint(config, used),
+        fingerprint=_fingerprint(checkpoint),
         config=config,
         latent_format=read_latent_format(path, config.latent_channels),
         files=tuple(sorted({tensor.file for tensor in used})),
@@ -168,28 +176,27 @@ def _candidates(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
             yield path
 
 
-def _fingerprint(config: FluxConfig, tensors: Sequence[StoredTensor]) -> str:
-    """SHA-256 over the dimensions and each tensor's name, dtype, shape and some of its bytes.
-
-    Cheap for a model of any size, and yet different for a fine-tune: the bytes are 64 each from
-    the start, the middle and the end of every tensor. `tensors` are sorted by name.
-    """
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+def _fingerprint(checkpoint: Checkpoint) -> str:
+    """`fingerprint.weights_fingerprint` of a checkpoint's files, as hexadecimal digits."""
     with ExitStack() as stack:
         files = {
             path: stack.enter_context(path.open("rb"))
-            for path in {tensor.file for tensor in tensors}
+            for path in {tensor.file for tensor in checkpoint.used}
         }
-        for tensor in tensors:
-            digest.update(f"\n{tensor.name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(_sample(files[tensor.file], tensor))
-    return digest.hexdigest()
+
+        def read(stored: str, start: int, stop: int) -> bytes:
+            tensor = checkpoint.tensors[stored]
+            return _elements(files[tensor.file], tensor, start, stop)
+
+        shapes = diffusers_shapes(checkpoint.config)
+        return weights_fingerprint(shapes, checkpoint.sources, read).hex()
 
 
-def _sample(file: BinaryIO, tensor: StoredTensor) -> bytes:
-    last = max(tensor.nbytes - _SAMPLE_BYTES, 0)
-    taken = []
-    for start in (0, last // 2, last):
-        file.seek(tensor.offset + start)
-        taken.append(file.read(min(_SAMPLE_BYTES, tensor.nbytes)))
-    return b"".join(taken)
+def _elements(file: BinaryIO, tensor: StoredTensor, start: int, stop: int) -> bytes:
+    size = tensor.nbytes // tensor.numel
+    file.seek(tensor.offset + start * size)
+    raw = file.read((stop - start) * size)
+    if tensor.dtype in _WIDENED:
+        return to_bfloat16(np.frombuffer(raw, _WIDENED[tensor.dtype]).astype(np.float32))
+    # bfloat16 itself, or a type that no client holds in full precision.
+    return raw

@@ -98,7 +98,7 @@ class Queue(_message.Message):
     def __init__(self, waiting: _Optional[int] = ..., running: _Optional[int] = ..., bytes_in_flight: _Optional[int] = ..., bytes_limit: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "family", "latent_channels", "parameters", "fingerprint", "on_group", "on_local", "has_pipeline", "size_multiple", "text_dim", "pooled_dim", "num_heads", "latent_scale", "latent_shift", "preview_factors", "preview_bias", "dimensions", "vae_factor", "default_shift", "default_guidance", "weights_fingerprint")
+    __slots__ = ("name", "family", "latent_channels", "parameters", "fingerprint", "on_group", "on_local", "has_pipeline", "size_multiple", "text_dim", "pooled_dim", "num_heads", "latent_scale", "latent_shift", "preview_factors", "preview_bias", "dimensions", "vae_factor", "default_shift", "default_guidance")
     class DimensionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -126,7 +126,6 @@ class Model(_message.Message):
     VAE_FACTOR_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_SHIFT_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_GUIDANCE_FIELD_NUMBER: _ClassVar[int]
-    WEIGHTS_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     name: str
     family: str
     latent_channels: int
@@ -147,8 +146,7 @@ class Model(_message.Message):
     vae_factor: int
     default_shift: float
     default_guidance: float
-    weights_fingerprint: bytes
-    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., latent_channels: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ..., on_group: bool = ..., on_local: bool = ..., has_pipeline: bool = ..., size_multiple: _Optional[int] = ..., text_dim: _Optional[int] = ..., pooled_dim: _Optional[int] = ..., num_heads: _Optional[int] = ..., latent_scale: _Optional[float] = ..., latent_shift: _Optional[float] = ..., preview_factors: _Optional[_Iterable[float]] = ..., preview_bias: _Optional[_Iterable[float]] = ..., dimensions: _Optional[_Mapping[str, int]] = ..., vae_factor: _Optional[int] = ..., default_shift: _Optional[float] = ..., default_guidance: _Optional[float] = ..., weights_fingerprint: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., latent_channels: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ..., on_group: bool = ..., on_local: bool = ..., has_pipeline: bool = ..., size_multiple: _Optional[int] = ..., text_dim: _Optional[int] = ..., pooled_dim: _Optional[int] = ..., num_heads: _Optional[int] = ..., latent_scale: _Optional[float] = ..., latent_shift: _Optional[float] = ..., preview_factors: _Optional[_Iterable[float]] = ..., preview_bias: _Optional[_Iterable[float]] = ..., dimensions: _Optional[_Mapping[str, int]] = ..., vae_factor: _Optional[int] = ..., default_shift: _Optional[float] = ..., default_guidance: _Optional[float] = ...) -> None: ...
 
 class LocalSampler(_message.Message):
     __slots__ = ("available", "device", "problem")

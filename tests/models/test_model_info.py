@@ -18,6 +18,7 @@ from torch import Tensor
 from ditmesh.errors import DamagedModel, UnknownModel
 from ditmesh.models.info import inspect, scan
 from ditmesh.models.latents import FLUX
+from ditmesh.models.loading import load
 from tests.models.tiny_flux import CONFIG, SINGLE_FILE
 
 Rewrite = Callable[..., Path]
@@ -78,7 +79,7 @@ def test_prefix_and_other_parts_of_a_checkpoint(rewrite: Rewrite) -> None:
 
 
 def test_fingerprint_follows_the_weights_not_the_path(tmp_path: Path, rewrite: Rewrite) -> None:
-    """Copies share a fingerprint; another value, dtype or dimension changes it."""
+    """Copies share a fingerprint, also in a wider element type; another value changes it."""
     copy = tmp_path / "copy.safetensors"
     shutil.copy(SINGLE_FILE, copy)
     original = inspect(SINGLE_FILE).fingerprint
@@ -87,13 +88,24 @@ def test_fingerprint_follows_the_weights_not_the_path(tmp_path: Path, rewrite: R
     def last_value(tensors: dict[str, Tensor]) -> None:
         tensors["img_in.weight"][-1, -1] += 1
 
-    def dtype(tensors: dict[str, Tensor]) -> None:
-        tensors["img_in.bias"] = tensors["img_in.bias"].float()
+    def widened(tensors: dict[str, Tensor]) -> None:
+        for name in tensors:
+            tensors[name] = tensors[name].float()
 
-    changed = {original}
-    for change in (last_value, dtype):
-        changed.add(inspect(rewrite(change)).fingerprint)
-    assert len(changed) == 3
+    assert inspect(rewrite(last_value)).fingerprint != original
+    assert inspect(rewrite(widened)).fingerprint == original
+
+
+def test_fingerprint_is_the_same_in_both_layouts(tmp_path: Path) -> None:
+    """A single file and the diffusers folder made of it are told to be the same weights."""
+    single = inspect(SINGLE_FILE)
+    module = load(
+        single, device="cpu", dtype=torch.bfloat16, transformer_class=FluxTransformer2DModel
+    )
+    module.save_pretrained(tmp_path / "folder")
+    folder = inspect(tmp_path / "folder")
+    assert folder.layout != single.layout
+    assert folder.fingerprint == single.fingerprint
 
 
 def remove(name: str) -> Callable[[dict[str, Tensor]], None]:
