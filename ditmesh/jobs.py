@@ -47,7 +47,8 @@ class Job:
         base = len(self.tensors)
         spec.state.CopyFrom(snapshot.state)
         spec.state.latent += base
-        for name in spec.state.history:
+        # A copy: a protobuf map must not be written to while it is walked.
+        for name in list(spec.state.history):
             spec.state.history[name] += base
         spec.tensors.extend(t.spec.to_proto() for t in snapshot.tensors)
         return Job(spec, self.tensors + snapshot.tensors)

@@ -228,7 +228,8 @@ def _result_messages(outcome: Outcome, spec: job_pb2.JobSpec) -> Iterator[node_p
     if spec.return_state:
         message, extra = encode_state(outcome.state)
         message.latent += 1
-        for name in message.history:
+        # A copy: a protobuf map must not be written to while it is walked.
+        for name in list(message.history):
             message.history[name] += 1
         tensors += extra
         result.state.CopyFrom(message)
