@@ -85,7 +85,8 @@ def why_not_whole(
         or _shift_refusal(request.model)
         or _whole_conditioning(request.positive, latent.shape[0], "positive")
         or (
-            ""
+            # An area of the negative conditioning splits the positive one even where it is unused.
+            _plain_conditioning(request.negative, "negative")
             if math.isclose(request.cfg, 1.0)
             else _whole_conditioning(request.negative, latent.shape[0], "negative")
         )
@@ -142,20 +143,21 @@ def _shift_refusal(patcher: Any) -> str:
 def _whole_conditioning(entries: Conditioning, batch: int, name: str) -> str:
     if len(entries) != 1:
         return f"the {name} conditioning has {len(entries)} parts"
+    if refusal := _plain_conditioning(entries, name):
+        return refusal
     embedding, options = entries[0]
-    unknown = sorted(
-        key
-        for key, value in options.items()
-        if key not in _WHOLE_JOB_CONDITIONING and value is not None
-    )
-    if unknown:
-        return f"the {name} conditioning uses {', '.join(unknown)}"
     if "guidance" in options and options["guidance"] is None:
         return f"the {name} conditioning switches guidance off"
     tensors = [embedding, options.get("pooled_output")]
     if any(t is None or t.shape[0] not in (1, batch) for t in tensors):
         return f"the {name} conditioning is not one for each picture"
     return ""
+
+
+def _plain_conditioning(entries: Conditioning, name: str) -> str:
+    used = {key for _, options in entries for key, value in options.items() if value is not None}
+    unknown = sorted(used - _WHOLE_JOB_CONDITIONING)
+    return f"the {name} conditioning uses {', '.join(unknown)}" if unknown else ""
 
 
 def _local_conditioning(entries: Conditioning) -> str:
