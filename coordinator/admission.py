@@ -80,9 +80,11 @@ def admit(spec: pb.JobSpec, model: cluster_pb2.Model, limits: Limits) -> Admitte
             field="job.preview.every_steps",
         )
     checks.check_patches(spec.weight_patches, "job.weight_patches", table)
-    sigmas = _sigmas(spec, model)
     resolved = pb.JobSpec()
     resolved.CopyFrom(spec)
+    if not spec.HasField("shift") and model.HasField("default_shift"):
+        resolved.shift = model.default_shift
+    sigmas = _sigmas(resolved, model)
     resolved.DiscardUnknownFields()  # type: ignore[attr-defined] # its stubs lack it
     resolved.schedule.CopyFrom(pb.Schedule(explicit=pb.ExplicitSigmas(sigmas=sigmas)))
     steps = max(len(sigmas) - 1, 0)

@@ -12,7 +12,16 @@ from pathlib import Path
 
 from coordinator.config import MIB, CoordinatorConfig, Limits, Timing
 from ditmesh.executor.server import ExecutorConfig
-from ditmesh.options import add_telemetry, bounded, host_port, port_number, telemetry_config
+from ditmesh.options import (
+    add_security,
+    add_telemetry,
+    bounded,
+    host_port,
+    port_number,
+    telemetry_config,
+    tls_files,
+)
+from ditmesh.security import TlsFiles
 from ditmesh.supervisor import ChildSpec, Supervisor
 
 PRELOAD = (
@@ -80,6 +89,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_local(parser)
     _add_limits(parser)
+    add_security(parser, "clients")
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        help='clients need a token of this file: lines of "name token"',
+    )
+    parser.add_argument(
+        "--node-ca", type=Path, help="PEM authority of the nodes; default: they are not encrypted"
+    )
     add_telemetry(parser)
 
 
@@ -159,6 +177,11 @@ def configuration(args: argparse.Namespace, local_address: str) -> CoordinatorCo
         rendezvous_port=args.rendezvous_port,
         local_address=local_address,
         preload=tuple(args.preload),
+        tls=tls_files(args),
+        node_tls=TlsFiles(args.tls_cert, args.tls_key, args.node_ca),
+        tokens=args.token_file,
+        insecure=args.insecure,
+        health=args.health,
         journal=args.journal,
         limits=replace(
             Limits(),

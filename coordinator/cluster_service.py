@@ -7,12 +7,14 @@ from typing import Any
 import grpc.aio
 
 from coordinator.cluster import Cluster
+from coordinator.identity import Identities
 from coordinator.jobs import JobTable
 from coordinator.lifecycle.group import GroupPhase
 from coordinator.lifecycle.node import NodePhase
 from coordinator.nodes import NodeLink
 from coordinator.runner import Runner
 from coordinator.scheduler import Scheduler
+from coordinator.streams import answering
 from ditmesh import __version__
 from ditmesh.v1 import cluster_pb2 as pb
 from ditmesh.v1 import cluster_pb2_grpc
@@ -39,7 +41,9 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         runner: Runner,
         jobs: JobTable,
         bytes_limit: int,
+        identities: Identities,
     ) -> None:
+        self._identities = identities
         self._cluster = cluster
         self._scheduler = scheduler
         self._runner = runner
@@ -52,6 +56,12 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> pb.GetClusterResponse:
         """The cluster now."""
+        async with answering(context, "ditmesh.v1.ClusterService/GetCluster"):
+            self._identities.of(context)
+            return self._cluster_now()
+        raise AssertionError("an aborted request returned")
+
+    def _cluster_now(self) -> pb.GetClusterResponse:
         group = self._cluster.group
         ranks = {}
         meshes = []

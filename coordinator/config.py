@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ditmesh.security import TlsFiles
 from ditmesh.telemetry import TelemetryConfig
 
 MIB = 1 << 20
@@ -80,6 +81,16 @@ class CoordinatorConfig:
     """gRPC address of the local sampler; empty: there is none."""
     preload: tuple[str, ...] = ()
     """Models that nodes load when the group forms."""
+    tls: TlsFiles = field(default_factory=TlsFiles)
+    """Of the public services; with an authority, clients need a certificate."""
+    node_tls: TlsFiles = field(default_factory=TlsFiles)
+    """To call nodes; without an authority they are called unencrypted."""
+    tokens: Path | None = None
+    """File of bearer tokens that clients need; None: they need none."""
+    insecure: bool = False
+    """Whether to listen beyond this machine without TLS or tokens."""
+    health: str = ""
+    """host:port at which health alone is served, unencrypted, for probes; empty: nowhere."""
     journal: Path | None = None
     """File in which jobs survive this process; None: they do not."""
     limits: Limits = field(default_factory=Limits)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import grpc.aio
 
 from coordinator.config import Timing
@@ -67,9 +68,15 @@ class GroupManager:
         rendezvous: str,
         timing: Timing,
         preload: Sequence[str] = (),
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.links = {
-            address: NodeLink(address, silence_s=timing.silence, on_change=self._node_changed)
+            address: NodeLink(
+                address,
+                silence_s=timing.silence,
+                credentials=credentials,
+                on_change=self._node_changed,
+            )
             for address in addresses
         }
         self.formed: FormedGroup | None = None

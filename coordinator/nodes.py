@@ -38,16 +38,22 @@ class NodeLink:
         address: str,
         *,
         silence_s: float,
+        credentials: grpc.ChannelCredentials | None = None,
         on_change: Callable[[NodeLink, Change], None] | None = None,
     ) -> None:
-        """`silence_s`: how long a node may say nothing before it counts as lost."""
+        """`silence_s`: how long a node may say nothing before it counts as lost. `credentials`:
+        for TLS; None calls it unencrypted.
+        """
         self.address = address
         self.view = NodeView()
         self.seen = False
         self.report: pb.WatchResponse | None = None
         self._silence_s = silence_s
         self._on_change = on_change
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
         self.stub: node_pb2_grpc.NodeServiceAsyncStub = node_pb2_grpc.NodeServiceStub(self._channel)
         self.pipeline_stub: pipeline_pb2_grpc.PipelineServiceAsyncStub = (
             pipeline_pb2_grpc.PipelineServiceStub(self._channel)

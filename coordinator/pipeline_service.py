@@ -14,7 +14,7 @@ import grpc.aio
 from coordinator.checks import latent_tensor
 from coordinator.cluster import Cluster
 from coordinator.config import Limits
-from coordinator.identity import identity
+from coordinator.identity import Identities
 from coordinator.streams import answering, read
 from ditmesh import telemetry
 from ditmesh.content import ContentStore
@@ -41,7 +41,10 @@ _RETRY_AFTER_S = 2.0
 class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
     """The public side of text encoding and latent decoding."""
 
-    def __init__(self, cluster: Cluster, store: ContentStore, limits: Limits) -> None:
+    def __init__(
+        self, cluster: Cluster, store: ContentStore, limits: Limits, identities: Identities
+    ) -> None:
+        self._identities = identities
         self._cluster = cluster
         self._store = store
         self._limits = limits
@@ -51,6 +54,7 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
     ) -> AsyncIterator[pb.EncodePromptResponse]:
         """Encode one prompt."""
         async with answering(context, "ditmesh.v1.PipelineService/EncodePrompt"):
+            scope = self._identities.of(context)
             self._model(request.model)
             if len(request.prompt) > self._limits.prompt_characters:
                 raise LimitExceeded(
@@ -64,7 +68,7 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
             header = (await _next(call, pb.EncodePromptResponse)).encoded
             tensors = await self._collect(header.tensors, call, pb.EncodePromptResponse)
             for tensor in tensors:
-                self._store.put(identity(context), tensor)
+                self._store.put(scope, tensor)
             yield pb.EncodePromptResponse(encoded=header)
             for chunk in chunks(tensors, range(len(tensors))):
                 yield pb.EncodePromptResponse(chunk=chunk)
@@ -74,10 +78,11 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
     ) -> AsyncIterator[pb.DecodeLatentResponse]:
         """Decode a batch of latents."""
         async with answering(context, "ditmesh.v1.PipelineService/DecodeLatent"):
+            scope = self._identities.of(context)
             first = await read(request_iterator, self._limits.input_timeout_s)
             if first is None or first.WhichOneof("message") != "latent":
                 raise ProtocolError("the first message must be the latent", field="latent")
-            receiver = self._announced(first.latent, identity(context))
+            receiver = self._announced(first.latent, scope)
             yield pb.DecodeLatentResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
             while not receiver.complete:
                 request = await read(request_iterator, self._limits.input_timeout_s)

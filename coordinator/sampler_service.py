@@ -12,7 +12,7 @@ import grpc.aio
 
 from coordinator.admission import check_values
 from coordinator.config import Limits
-from coordinator.identity import identity
+from coordinator.identity import Identities
 from coordinator.jobs import JobTable
 from coordinator.predict_service import PredictCalls
 from coordinator.record import JobRecord, Listener, bare
@@ -39,7 +39,9 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         calls: PredictCalls,
         store: ContentStore,
         limits: Limits,
+        identities: Identities,
     ) -> None:
+        self._identities = identities
         self._jobs = jobs
         self._runner = runner
         self._calls = calls
@@ -59,16 +61,16 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
     ) -> AsyncIterator[pb.PredictResponse]:
         """A stream of single transformer calls."""
         async with answering(context, "ditmesh.v1.SamplerService/Predict"):
-            async for response in self._calls.serve(request_iterator, identity(context)):
+            async for response in self._calls.serve(request_iterator, self._identities.of(context)):
                 yield response
 
     async def _sample(
         self, requests: _Requests, context: _Context
     ) -> AsyncIterator[pb.SampleResponse]:
+        scope = self._identities.of(context)
         first = await read(requests, self._limits.input_timeout_s)
         if first is None or first.WhichOneof("message") != "job":
             raise ProtocolError("the first message of Sample must be the job", field="job")
-        scope = identity(context)
         span = telemetry.start_span("job", job_id=first.job.job_id, model=first.job.model)
         try:
             record, known = await self._jobs.open(

@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 
+import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -15,6 +16,7 @@ from coordinator.cluster import Cluster
 from coordinator.cluster_service import ClusterServicer
 from coordinator.config import CoordinatorConfig
 from coordinator.group import GroupManager
+from coordinator.identity import Identities
 from coordinator.jobs import JobTable
 from coordinator.journal import Journal, NoJournal
 from coordinator.meshes import MeshPlan
@@ -27,6 +29,7 @@ from coordinator.sampler_service import SamplerServicer
 from coordinator.scheduler import Scheduler
 from ditmesh import telemetry
 from ditmesh.content import ContentStore
+from ditmesh.security import Tokens, require_safe
 from ditmesh.v1 import (
     cluster_pb2,
     cluster_pb2_grpc,
@@ -68,11 +71,16 @@ class Coordinator:
     """Every part, wired once."""
 
     def __init__(self, config: CoordinatorConfig, metrics: telemetry.Metrics) -> None:
-        """Raises OSError for an address that cannot be had, InvalidMesh for impossible degrees."""
+        """Raises OSError for an address or file that cannot be had, UnsafeListener for an address
+        that needs protection, and InvalidMesh for impossible degrees.
+        """
         self._config = config
         addresses = resolve(config.nodes)
         plan = MeshPlan(len(addresses), config.mesh, config.cfg_split, config.min_ranks)
         self._rendezvous = Rendezvous(config.rendezvous_host, config.rendezvous_port)
+        protected = config.tls.authority is not None or config.tokens is not None
+        require_safe(config.listen, protected=protected, insecure=config.insecure)
+        self._tokens = Tokens.read(config.tokens) if config.tokens is not None else None
         self._journal = None
         if config.journal is not None:
             self._journal = Journal(config.journal, max_bytes=config.limits.journal_bytes)
@@ -89,6 +97,7 @@ class Coordinator:
             rendezvous=self._rendezvous.address,
             timing=timing,
             preload=config.preload,
+            credentials=config.node_tls.channel_credentials(),
         )
         local = None
         if config.local_address:
@@ -104,28 +113,36 @@ class Coordinator:
             queue_length=lambda: scheduler.waiting, bytes_in_flight=lambda: jobs.bytes_in_flight
         )
 
+        identities = Identities(self._tokens)
         server = grpc.aio.server(options=_OPTIONS)
         sampler_pb2_grpc.add_SamplerServiceServicer_to_server(
-            SamplerServicer(jobs, runner, calls, store, limits), server
+            SamplerServicer(jobs, runner, calls, store, limits, identities), server
         )
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
-            ClusterServicer(cluster, scheduler, runner, jobs, limits.in_flight_bytes), server
+            ClusterServicer(cluster, scheduler, runner, jobs, limits.in_flight_bytes, identities),
+            server,
         )
         pipeline_pb2_grpc.add_PipelineServiceServicer_to_server(
-            PipelineServicer(cluster, store, limits), server
+            PipelineServicer(cluster, store, limits, identities), server
         )
         health_servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
         reflection.enable_server_reflection(
             (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
-        _bind(server, config.listen)
+        _bind(server, config.listen, config.tls.server_credentials())
+        probes = grpc.aio.server(options=_OPTIONS)
+        if config.health:
+            # Probes carry no certificate: health alone, on a port of its own.
+            health_pb2_grpc.add_HealthServicer_to_server(health_servicer, probes)
+            _bind(probes, config.health, None)
         stopping = _stop_event()
         following = asyncio.create_task(local.watch()) if local is not None else None
         group.start()
         for recovered in self._journal.recover() if self._journal is not None else ():
             jobs.restore(recovered)
         await server.start()
+        await probes.start()
         for name in ("", *_SERVICES):
             await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
         log.info("listening on %s, rendezvous on %s", config.listen, self._rendezvous.address)
@@ -136,6 +153,7 @@ class Coordinator:
         await health_servicer.enter_graceful_shutdown()
         await runner.drain(timing.grace)
         await server.stop(_CLOSE_S)
+        await probes.stop(None)
         await group.close()
         if self._journal is not None:
             self._journal.close()
@@ -169,9 +187,14 @@ def resolve(nodes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _bind(server: grpc.aio.Server, address: str) -> None:
+def _bind(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None
+) -> None:
     try:
-        port = server.add_insecure_port(address)
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError:
         port = 0
     if not port:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ditmesh.security import TlsFiles
 from ditmesh.telemetry import EXPORTERS, TelemetryConfig
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -34,6 +35,33 @@ def add_telemetry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-level", default="INFO", choices=LOG_LEVELS, help="default: %(default)s"
     )
+
+
+def add_security(parser: argparse.ArgumentParser, peers: str) -> None:
+    """Options for TLS. `peers` names whom the authority vouches for."""
+    group = parser.add_argument_group("security")
+    group.add_argument("--tls-cert", type=Path, help="PEM certificate of this process")
+    group.add_argument("--tls-key", type=Path, help="PEM key of this process")
+    group.add_argument(
+        "--tls-ca", type=Path, help=f"PEM authority of {peers}: they need a certificate of it"
+    )
+    group.add_argument(
+        "--insecure",
+        action="store_true",
+        help="listen beyond this machine without TLS or tokens: for a network that is safe itself",
+    )
+    group.add_argument(
+        "--health",
+        type=host_port,
+        default="",
+        metavar="HOST:PORT",
+        help="serve health alone here, unencrypted, for probes that have no certificate",
+    )
+
+
+def tls_files(args: argparse.Namespace) -> TlsFiles:
+    """The TLS files of this process's servers."""
+    return TlsFiles(args.tls_cert, args.tls_key, args.tls_ca)
 
 
 def telemetry_config(

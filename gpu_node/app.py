@@ -9,7 +9,14 @@ from pathlib import Path
 
 from ditmesh.executor.server import ExecutorConfig
 from ditmesh.executor.servicer import ServicerLimits
-from ditmesh.options import add_telemetry, bounded, port_number, telemetry_config
+from ditmesh.options import (
+    add_security,
+    add_telemetry,
+    bounded,
+    port_number,
+    telemetry_config,
+    tls_files,
+)
 from ditmesh.supervisor import ChildSpec, Supervisor
 
 PRELOAD = ("gpu_node.app:preload_cpu",)
@@ -70,6 +77,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=10.0,
         help="seconds for the work in hand after SIGTERM (default: %(default)s)",
     )
+    add_security(parser, "the coordinator")
+    parser.add_argument(
+        "--coordinator-name",
+        default="",
+        help="name in the coordinator's certificate; with --tls-ca nobody else is obeyed "
+        "(default: whoever has a certificate of the authority)",
+    )
     add_telemetry(parser)
 
 
@@ -92,11 +106,21 @@ def children(args: argparse.Namespace) -> list[ChildSpec]:
                 telemetry=telemetry_config(args, "gpu_node", listen),
                 limits=ServicerLimits(),
                 grace_s=args.grace,
+                tls=tls_files(args),
+                caller=args.coordinator_name,
+                insecure=args.insecure,
+                health=_health(args.health, i),
             ),
             log_level=args.log_level,
         )
         specs.append(ChildSpec(f"node{i}", "gpu_node.node:run", config))
     return specs
+
+
+def _health(first: str, rank: int) -> str:
+    """The ranks' health ports follow one another, as their own do."""
+    host, _, port = first.rpartition(":")
+    return f"{host}:{int(port) + rank}" if first else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

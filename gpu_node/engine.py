@@ -37,12 +37,13 @@ class GroupEngine:
         self._group: runtime.Group | None = None
         self._meshes: tuple[MeshSpec, ...] = ()
         self._newest_epoch = 0
+        self._joining = 0
 
     @property
     def epoch(self) -> int:
-        """The group this rank is in, 0 for none."""
+        """The group this rank is in or about to join, 0 for none."""
         group = self._group
-        return group.epoch if group is not None else 0
+        return group.epoch if group is not None else self._joining
 
     def require(self, epoch: int, mesh: int) -> None:
         """Raises StaleEpoch unless this rank is in that group and mesh."""
@@ -71,25 +72,27 @@ class GroupEngine:
             raise StaleEpoch(
                 f"this node has been in epoch {self._newest_epoch}; {request.epoch} is not newer"
             )
-        self._newest_epoch = request.epoch
+        self._newest_epoch = self._joining = request.epoch
         meshes = tuple(MeshSpec(tuple(m.ranks), m.ulysses, m.ring, m.cfg) for m in request.meshes)
-        self._group = runtime.join(
-            _connect(request.rendezvous),
-            epoch=request.epoch,
-            rank=request.rank,
-            world_size=request.world_size,
-            meshes=meshes,
-            timeout_s=request.timeout_seconds,
-            device=self._device,
-            interface=self._interface,
-        )
+        try:
+            self._group = runtime.join(
+                _connect(request.rendezvous),
+                epoch=request.epoch,
+                rank=request.rank,
+                world_size=request.world_size,
+                meshes=meshes,
+                timeout_s=request.timeout_seconds,
+                device=self._device,
+                interface=self._interface,
+            )
+        finally:
+            self._joining = 0
         self._meshes = meshes
         log.info("rank %d of %d in epoch %d", request.rank, request.world_size, request.epoch)
 
     def abort(self) -> None:
         """Break whatever the group is doing, from any thread."""
-        if self._group is not None:
-            self._group.abort()
+        runtime.abort()
 
     def leave(self) -> None:
         """Drop the group."""

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from ditmesh import telemetry
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.servicer import NodeServicer, ServicerLimits
+from ditmesh.security import TlsFiles, require_safe
 from ditmesh.v1 import node_pb2, node_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ STUCK_EXIT_CODE = 70
 _SERVICE = node_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name
 # Every open stream holds a thread: one watch, runs, predict lanes, health checks, and room.
 _THREADS = 24
+_PROBE_THREADS = 2
 _OPTIONS = (
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.max_send_message_length", 8 << 20),
@@ -45,6 +47,14 @@ class ExecutorConfig:
     grace_s: float = 10.0
     threads: int = 1
     """Threads of torch on the CPU."""
+    tls: TlsFiles = field(default_factory=TlsFiles)
+    """With an authority, the coordinator needs a certificate."""
+    caller: str = ""
+    """Name that the caller's certificate must have; empty: any."""
+    insecure: bool = False
+    """Whether to listen beyond this machine without TLS."""
+    health: str = ""
+    """host:port at which health alone is served, unencrypted; empty: nowhere."""
 
 
 def serve(
@@ -53,17 +63,23 @@ def serve(
     *,
     more: Callable[[grpc.Server, Engine], None] = lambda server, engine: None,
 ) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code. Raises OSError for a taken port.
+    """Serve until SIGTERM or SIGINT; returns the exit code. Raises OSError for a taken port and
+    UnsafeListener for an address that needs protection.
 
     `more` adds further services to the server.
     """
+    require_safe(
+        config.listen, protected=config.tls.authority is not None, insecure=config.insecure
+    )
     torch.set_num_threads(config.threads)
     signals = {signal.SIGTERM, signal.SIGINT}
     # Blocked before any thread starts, so that all of them leave the signals to sigwait.
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     exporting = telemetry.setup(config.telemetry)
     engine, device = make_engine()
-    servicer = NodeServicer(engine, device=device, limits=config.limits, give_up=_give_up)
+    servicer = NodeServicer(
+        engine, device=device, limits=config.limits, caller=config.caller, give_up=_give_up
+    )
     server = grpc.server(ThreadPoolExecutor(_THREADS, "grpc"), options=_OPTIONS)
     node_pb2_grpc.add_NodeServiceServicer_to_server(servicer, server)
     more(server, engine)
@@ -71,8 +87,14 @@ def serve(
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
-    bind(server, config.listen)
+    bind(server, config.listen, config.tls.server_credentials())
+    probes = grpc.server(ThreadPoolExecutor(_PROBE_THREADS, "probes"))
+    if config.health:
+        # Probes carry no certificate: health alone, on a port of its own.
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, probes)
+        bind(probes, config.health, None)
     server.start()
+    probes.start()
     for name in ("", _SERVICE):
         health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     log.info("listening on %s, %s", config.listen, device)
@@ -80,15 +102,19 @@ def serve(
     health_servicer.enter_graceful_shutdown()
     servicer.drain()
     server.stop(config.grace_s).wait()
+    probes.stop(None)
     servicer.close()
     exporting.shutdown()
     return 0
 
 
-def bind(server: grpc.Server, address: str) -> None:
+def bind(server: grpc.Server, address: str, credentials: grpc.ServerCredentials | None) -> None:
     """Listen at host:port or unix:path. Raises OSError when that cannot be had."""
     try:
-        port = server.add_insecure_port(address)
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError:
         port = 0
     if not port and not address.startswith("unix:"):

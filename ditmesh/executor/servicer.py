@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -15,7 +16,7 @@ import torch
 
 from ditmesh import rpc_status
 from ditmesh.content import ContentStore
-from ditmesh.errors import DitmeshError, Draining
+from ditmesh.errors import DitmeshError, Draining, Unauthenticated
 from ditmesh.executor.device import memory_bytes
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.keeper import StateKeeper, state_messages
@@ -48,9 +49,13 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         *,
         device: torch.device,
         limits: ServicerLimits,
+        caller: str = "",
         give_up: Callable[[str], None],
     ) -> None:
-        """`give_up` ends the process when the torch thread cannot be freed."""
+        """`caller`: name that a caller's certificate must have, empty for any. `give_up` ends the
+        process when the torch thread cannot be freed.
+        """
+        self._caller = caller
         self._engine = engine
         self._device = device
         self._limits = limits
@@ -58,6 +63,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self._store = ContentStore(limits.content_bytes)
         self._keeper = StateKeeper()
         self._torch_thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
+        self._models = [describe(info) for info in engine.cache.catalogue.models.values()]
         self._incarnation = uuid.uuid4().hex
         self._changed = threading.Condition()
         self._version = 0
@@ -67,28 +73,27 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self, request: pb.WatchRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.WatchResponse]:
         """The state now, at every change, and every second as a sign of life."""
-        context.add_callback(self._notify)
-        while context.is_active():
-            with self._changed:
-                seen = self._version
-            status = self._status()
-            yield status
-            if status.draining:
-                return
-            with self._changed:
-                self._changed.wait_for(lambda seen=seen: self._version != seen, _HEARTBEAT_S)  # type: ignore[misc]
+        with self._answering(context):
+            context.add_callback(self._notify)
+            while context.is_active():
+                with self._changed:
+                    seen = self._version
+                status = self._status()
+                yield status
+                if status.draining:
+                    return
+                with self._changed:
+                    self._changed.wait_for(lambda seen=seen: self._version != seen, _HEARTBEAT_S)  # type: ignore[misc]
 
     def JoinGroup(
         self, request: pb.JoinGroupRequest, context: grpc.ServicerContext
     ) -> pb.JoinGroupResponse:
         """Leave the old group and join the new one."""
-        try:
+        with self._answering(context):
             if self._draining:
                 raise Draining("this node is shutting down", retry_after_s=5.0)
             self._free_torch_thread()
             self._torch_thread.submit(self._engine.join, request).result()
-        except Exception as error:
-            self._fail(context, error)
         self._notify()
         return pb.JoinGroupResponse()
 
@@ -96,11 +101,9 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self, request: pb.LeaveGroupRequest, context: grpc.ServicerContext
     ) -> pb.LeaveGroupResponse:
         """Abort and leave, if the node is still in that group."""
-        try:
+        with self._answering(context):
             if self._engine.epoch == request.epoch:
                 self._free_torch_thread()
-        except Exception as error:
-            self._fail(context, error)
         self._notify()
         return pb.LeaveGroupResponse()
 
@@ -108,10 +111,9 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self, request: pb.LoadModelRequest, context: grpc.ServicerContext
     ) -> pb.LoadModelResponse:
         """Load weights on the torch thread."""
-        try:
+        seconds = 0.0
+        with self._answering(context):
             seconds = self._torch_thread.submit(self._engine.cache.load, request.model).result()
-        except Exception as error:
-            self._fail(context, error)
         self._notify()
         return pb.LoadModelResponse(seconds=seconds)
 
@@ -119,30 +121,26 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self, request_iterator: Iterator[pb.RunRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.RunResponse]:
         """One job."""
-        session = RunSession(
-            self._engine,
-            self._torch_thread,
-            self._store,
-            self._keeper,
-            max_bytes=self._limits.max_request_bytes,
-        )
-        try:
+        with self._answering(context):
+            session = RunSession(
+                self._engine,
+                self._torch_thread,
+                self._store,
+                self._keeper,
+                max_bytes=self._limits.max_request_bytes,
+            )
             yield from session.serve(request_iterator, context)
-        except Exception as error:
-            self._fail(context, error)
         self._notify()
 
     def FetchState(
         self, request: pb.FetchStateRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.FetchStateResponse]:
         """The newest state of a job that is or was run here."""
-        try:
+        with self._answering(context):
             update, pieces = state_messages(self._keeper.newest(request.job_id))
             yield pb.FetchStateResponse(state=update)
             for chunk in pieces:
                 yield pb.FetchStateResponse(chunk=chunk)
-        except Exception as error:
-            self._fail(context, error)
 
     def PredictStep(
         self,
@@ -150,16 +148,14 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         context: grpc.ServicerContext,
     ) -> Iterator[pb.PredictStepResponse]:
         """A stream of single calls."""
-        session = PredictSession(
-            self._engine,
-            self._torch_thread,
-            self._store,
-            max_bytes=self._limits.max_request_bytes,
-        )
-        try:
+        with self._answering(context):
+            session = PredictSession(
+                self._engine,
+                self._torch_thread,
+                self._store,
+                max_bytes=self._limits.max_request_bytes,
+            )
             yield from session.serve(request_iterator)
-        except Exception as error:
-            self._fail(context, error)
 
     def drain(self) -> None:
         """Tell the coordinator that this process is going."""
@@ -191,8 +187,8 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             memory_total_bytes=total,
             memory_used_bytes=used,
             models=[
-                pb.NodeModel(model=describe(info), loaded=name in cache.loaded)
-                for name, info in cache.catalogue.models.items()
+                pb.NodeModel(model=model, loaded=model.name in cache.loaded)
+                for model in self._models
             ],
             epoch=self._engine.epoch,
             draining=self._draining,
@@ -203,10 +199,27 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             self._version += 1
             self._changed.notify_all()
 
-    def _fail(self, context: grpc.ServicerContext, error: Exception) -> None:
-        if not isinstance(error, DitmeshError) and context.is_active():
-            log.exception("request failed")
-        rpc_status.abort_sync(context, rpc_status.as_ditmesh_error(error))
+    @contextmanager
+    def _answering(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """Refuse a stranger; end the request with the status of what the block raises."""
+        try:
+            self._authorize(context)
+            yield
+        except Exception as error:
+            if not isinstance(error, DitmeshError) and context.is_active():
+                log.exception("request failed")
+            rpc_status.abort_sync(context, rpc_status.as_ditmesh_error(error))
+
+    def _authorize(self, context: grpc.ServicerContext) -> None:
+        if not self._caller:
+            return
+        names = context.auth_context()
+        known = [
+            *names.get("x509_common_name", ()),
+            *names.get("x509_subject_alternative_name", ()),
+        ]
+        if self._caller.encode() not in known:
+            raise Unauthenticated(f"this node obeys {self._caller!r} alone")
 
 
 _FREE_S = 5.0

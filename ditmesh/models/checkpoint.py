@@ -45,7 +45,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         DamagedModel: as `inspect`.
-
     """
     if not path.exists():
         raise DamagedModel(f"{path}: no such file or folder")

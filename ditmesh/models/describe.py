@@ -43,7 +43,7 @@ def describe(info: ModelInfo) -> cluster_pb2.Model:
             "guidance_embeds": int(config.guidance_embeds),
         },
         vae_factor=VAE_FACTOR,
-        default_shift=adapter.default_shift,
+        default_shift=adapter.default_shift if info.default_shift is None else info.default_shift,
     )
     if info.guidance_embeds and adapter.default_guidance is not None:
         message.default_guidance = adapter.default_guidance

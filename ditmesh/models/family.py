@@ -65,7 +65,6 @@ class Family(Protocol):
 
         Raises:
             InvalidRequest: a shift that is out of range.
-
         """
         ...
 
@@ -77,7 +76,6 @@ class Family(Protocol):
         Raises:
             InvalidTensor: a shape does not fit the model or the other inputs.
             InvalidRequest: an extra tensor that the family does not know.
-
         """
         ...
 

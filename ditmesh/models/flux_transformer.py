@@ -38,7 +38,6 @@ class FluxTransformer(FluxTransformer2DModel):  # type: ignore[misc]  # diffuser
             img_ids: position of each image token [N,3].
             txt_ids: position of each text token [T,3].
             guidance: [B], or None for a model without guidance embedding.
-
         """
         image = self.x_embedder(hidden_states)
         text = self.context_embedder(encoder_hidden_states)

@@ -5,6 +5,8 @@ Nothing here imports torch, allocates a weight, or opens anything but safetensor
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -57,6 +59,8 @@ class ModelInfo:
     weight_bytes: int
     dtype: str
     fingerprint: str
+    default_shift: float | None
+    """Shift of the noise schedule that the model's folder asks for; None: its family's."""
     config: FluxConfig
     latent_format: LatentFormat
     """The model's own: a pipeline folder may bring another autoencoder than its family's."""
@@ -81,7 +85,6 @@ class Catalogue:
         Raises:
             UnknownModel: there is none; names those there are.
             DamagedModel: there is one, but it is damaged.
-
         """
         if name in self.models:
             return self.models[name]
@@ -97,7 +100,6 @@ def inspect(path: Path | str, name: str | None = None) -> ModelInfo:
     Raises:
         DamagedModel: a file is missing, truncated or a pickle, the model is not a Flux.1, or
             its tensors are not those that its dimensions call for. Names the file.
-
     """
     path = Path(path)
     checkpoint = open_checkpoint(path)
@@ -121,10 +123,29 @@ def inspect(path: Path | str, name: str | None = None) -> ModelInfo:
         weight_bytes=sum(tensor.nbytes for tensor in used),
         dtype=DTYPE_NAMES[dtypes.most_common(1)[0][0]],
         fingerprint=_fingerprint(checkpoint),
+        default_shift=_default_shift(path),
         config=config,
         latent_format=read_latent_format(path, config.latent_channels),
         files=tuple(sorted({tensor.file for tensor in used})),
     )
+
+
+def _default_shift(path: Path) -> float | None:
+    """The fixed shift of a pipeline's scheduler, as the exponent that Flux's process takes.
+
+    diffusers' sigma = s t / (1 + (s - 1) t) is Flux's with shift ln s. A scheduler that shifts
+    by picture size has no fixed one.
+    """
+    file = path / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        return None
+    try:
+        scheduler = json.loads(file.read_text())
+        if scheduler.get("use_dynamic_shifting"):
+            return None
+        return math.log(float(scheduler["shift"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedModel(f"{file}: no scheduler with a shift: {error}") from error
 
 
 def scan(root: Path | str) -> Catalogue:
@@ -135,7 +156,6 @@ def scan(root: Path | str) -> Catalogue:
 
     Raises:
         DamagedModel: `root` is not a readable folder.
-
     """
     root = Path(root)
     if not root.is_dir():

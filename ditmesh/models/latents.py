@@ -54,7 +54,6 @@ class LatentFormat:
 
         Raises:
             InvalidTensor: the latent is not [B,C,H,W], or holds values in a wrong channel count.
-
         """
         if latent_BCHW.ndim != 4:
             raise InvalidTensor(
@@ -116,7 +115,6 @@ def read_latent_format(folder: Path, channels: int) -> LatentFormat:
 
     Raises:
         DamagedModel: one of the files is not what it should be.
-
     """
     found = FLUX if channels == FLUX.channels else _plain_format(channels)
     vae = folder / "vae" / "config.json"

@@ -32,7 +32,6 @@ def load(
 
     Raises:
         DamagedModel: the files are not, or no longer, what `inspect` saw.
-
     """
     cls = transformer_class or family(info.family).transformer_class
     checkpoint = open_checkpoint(info.path)
@@ -52,7 +51,6 @@ def reload(module: nn.Module, info: ModelInfo, names: Iterable[str]) -> None:
 
     Raises:
         DamagedModel: the files are no longer what `inspect` saw.
-
     """
     checkpoint = open_checkpoint(info.path)
     if checkpoint.config != info.config:

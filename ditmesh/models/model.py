@@ -68,7 +68,6 @@ class LocalModel:
 
         Raises:
             DamagedModel: as `loading.load`.
-
         """
         return cls(info, load(info, device=device, dtype=dtype))
 

@@ -74,7 +74,6 @@ def check(patches: Sequence[Patch], info: ModelInfo) -> None:
     Raises:
         InvalidRequest: a weight that the model does not have, or a slice outside it.
         InvalidTensor: a change of another shape than the slice.
-
     """
     shapes = shapes_of_stored(single_file_sources(info.config), diffusers_shapes(info.config))
     for i, patch in enumerate(patches):

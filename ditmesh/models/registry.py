@@ -14,7 +14,6 @@ def family(name: str) -> Family:
 
     Raises:
         UnknownModel: there is no such family; names those there are.
-
     """
     try:
         return FAMILIES[name]

@@ -69,7 +69,6 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
 
     Raises:
         DamagedModel: the file is missing, empty, truncated, or not a safetensors file.
-
     """
     try:
         size = path.stat().st_size

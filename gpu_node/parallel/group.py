@@ -74,7 +74,6 @@ class Group:
 
         Raises:
             InvalidMesh: this rank is not in that mesh, or the epoch does not have it.
-
         """
         with xfuser_state.installed(self._place(mesh).sequence):
             yield
@@ -91,7 +90,6 @@ class Group:
 
         Raises:
             GroupLost: another rank died, hung or closed its connection, or `abort` was called.
-
         """
         with self._guard(), self._watch():
             yield
@@ -128,7 +126,6 @@ class Group:
 
         Raises:
             GroupLost: as `collective`.
-
         """
         place = self._place(mesh)
         decision = torch.tensor(list(values), dtype=torch.int64)
@@ -157,7 +154,6 @@ class Group:
 
         Raises:
             GroupLost: tearing it down hangs; this process has to be replaced.
-
         """
         if self._left:
             return
@@ -175,7 +171,6 @@ class Group:
 
         Raises:
             GroupLost: NCCL does not let go; this process has to be replaced.
-
         """
         self._aborted.set()
         sockets.shut(self._addresses)

@@ -54,7 +54,6 @@ class MeshModel:
 
         Raises:
             GroupLost: another rank died, hung or left.
-
         """
         x, sigma_B = place(x_BCHW, sigma, self.device)
         outputs: list[Tensor] = []
@@ -69,7 +68,6 @@ class MeshModel:
 
         Raises:
             GroupLost: another rank died, hung or left.
-
         """
         x, sigma_B = place(x_BCHW, sigma, self.device)
         with self.group.use(self.mesh), self.group.collective():
@@ -93,6 +91,5 @@ def load_transformer(
     Raises:
         DamagedModel: as `loading.load`.
         InvalidMesh: the model's family runs on one rank only.
-
     """
     return load(info, device=device, dtype=dtype, transformer_class=transformer_class(info.family))

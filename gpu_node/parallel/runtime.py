@@ -58,7 +58,6 @@ def join(
         InvalidMesh: a mesh does not fit the world.
         GroupLost: the others did not come in time, or a connection failed.
         InternalError: `prepare` was not called, or this process is still in a group.
-
     """
     global _active
     require_prepared()
@@ -94,7 +93,6 @@ def abort() -> None:
 
     Raises:
         GroupLost: as `Group.abort`.
-
     """
     group = _active
     if group is not None and not group.left:
@@ -106,7 +104,6 @@ def transformer_class(family: str) -> type[nn.Module]:
 
     Raises:
         InvalidMesh: the family runs on one rank only.
-
     """
     require_prepared()
     from gpu_node.parallel.transformer import ExactFlux

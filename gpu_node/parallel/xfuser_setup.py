@@ -29,7 +29,6 @@ def prepare(device_type: str) -> None:
 
     Raises:
         InternalError: it was called before for another device.
-
     """
     global _prepared
     if _prepared == device_type:
