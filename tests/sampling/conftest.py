@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import settings
 
-# Threads only get in each other's way here, fivefold when all cores are busy.
+# On tensors this small, threads only get in each other's way when the cores are busy.
 torch.set_num_threads(1)
 
 settings.register_profile("no-deadline", deadline=None)
