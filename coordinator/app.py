@@ -181,7 +181,7 @@ def configuration(args: argparse.Namespace, local_address: str) -> CoordinatorCo
         node_tls=TlsFiles(args.tls_cert, args.tls_key, args.node_ca),
         tokens=args.token_file,
         insecure=args.insecure,
-        health=args.health,
+        health=args.health or "",
         journal=args.journal,
         limits=replace(
             Limits(),

@@ -53,7 +53,6 @@ def add_security(parser: argparse.ArgumentParser, peers: str) -> None:
     group.add_argument(
         "--health",
         type=host_port,
-        default="",
         metavar="HOST:PORT",
         help="serve health alone here, unencrypted, for probes that have no certificate",
     )

@@ -117,10 +117,12 @@ def children(args: argparse.Namespace) -> list[ChildSpec]:
     return specs
 
 
-def _health(first: str, rank: int) -> str:
+def _health(first: str | None, rank: int) -> str:
     """The ranks' health ports follow one another, as their own do."""
+    if not first:
+        return ""
     host, _, port = first.rpartition(":")
-    return f"{host}:{int(port) + rank}" if first else ""
+    return f"{host}:{int(port) + rank}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
