@@ -320,13 +320,25 @@ def test_news_of_another_epoch_is_no_news(phase: GroupPhase) -> None:
     assert world.machine.phase is phase
 
 
-def test_whether_waiting_makes_sense() -> None:
-    """While there is a group or enough nodes for one."""
+def test_a_draining_member_keeps_its_group_until_the_job_ends() -> None:
+    """A busy group with a member that drains takes nothing new, and forms anew once it is idle."""
     world = World()
-    assert not world.machine.may_form()
-    world.up("a")
-    assert not world.machine.may_form()
-    world.up("b")
-    assert world.machine.may_form()
-    world.pass_time(60.0)
-    assert world.machine.may_form()
+    world.up(*NODES)
+    world.formed()
+    world.send(BusyChanged(True))
+    assert world.send(NodeDraining(NODES[0])) == []
+    assert world.machine.phase is GroupPhase.READY
+    assert not world.machine.accepting
+    abort, *_ = world.send(BusyChanged(False))
+    assert isinstance(abort, Abort)
+    assert NODES[0] not in world.machine.members
+
+
+def test_a_draining_member_of_an_idle_group_leaves_at_once() -> None:
+    """Nobody is disturbed: the group is given up when the news comes."""
+    world = World()
+    world.up(*NODES)
+    world.formed()
+    abort, *_ = world.send(NodeDraining(NODES[0]))
+    assert isinstance(abort, Abort)
+    assert NODES[0] not in abort.members

@@ -34,7 +34,6 @@ groups = st.builds(
     ready=flags,
     free=flags,
     forming=flags,
-    may_form=flags,
     has_model=flags,
     waited_s=seconds,
     problem=st.sampled_from(["", "rank 3 died"]),

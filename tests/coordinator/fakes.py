@@ -1,0 +1,362 @@
+"""A coordinator without processes: real queue, runner, job table and services over fakes.
+
+The group and the local sampler are scripted; everything between them and the client is real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from unittest import mock
+
+import grpc.aio
+import numpy as np
+
+from coordinator.admission import check_values
+from coordinator.cluster import Cluster
+from coordinator.config import Limits, Timing
+from coordinator.executors import StopRequest
+from coordinator.group import FormedGroup
+from coordinator.jobs import JobTable
+from coordinator.journal import NoJournal
+from coordinator.lifecycle.group import GroupPhase
+from coordinator.lifecycle.node import NodePhase, NodeView
+from coordinator.member import RunEnd, StepReport
+from coordinator.record import JobRecord, Listener
+from coordinator.runner import Runner
+from coordinator.scheduler import Scheduler
+from ditmesh import telemetry
+from ditmesh.errors import DitmeshError
+from ditmesh.jobs import Job, Snapshot
+from ditmesh.mesh import MeshSpec
+from ditmesh.sampling import SAMPLERS
+from ditmesh.tensors import WireTensor
+from ditmesh.v1 import cluster_pb2, node_pb2
+from ditmesh.v1 import job_pb2 as job_pb
+from ditmesh.v1 import sampler_pb2 as pb
+
+T = TypeVar("T")
+
+MODEL = cluster_pb2.Model(
+    name="tiny",
+    family="flux",
+    latent_channels=16,
+    fingerprint="f",
+    size_multiple=2,
+    text_dim=64,
+    pooled_dim=32,
+    num_heads=8,
+)
+# Small times: a test waits for several of them.
+TIMING = Timing(reattach=0.15, keep_result=0.3, settle=0.0, regroup_wait=0.2)
+
+
+def run(test: Coroutine[Any, Any, T]) -> T:
+    """Run a test on a loop; fails for what asyncio would only log, and for tasks left over."""
+    problems: list[dict[str, Any]] = []
+
+    async def watched() -> T:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: problems.append(context))
+        result = await asyncio.wait_for(test, 30.0)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, left
+        gc.collect()
+        return result
+
+    result = asyncio.run(watched())
+    gc.collect()
+    assert not problems, problems
+    return result
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = 5.0) -> None:
+    """Wait for something that other tasks bring about."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def f32(*shape: int, value: float = 0.5) -> WireTensor:
+    return WireTensor.from_numpy(np.full(shape, value, np.float32))
+
+
+def make_job(
+    job_id: str = "job", steps: int = 4, tensors: Sequence[WireTensor] = (), **fields: Any
+) -> tuple[job_pb.JobSpec, list[WireTensor]]:
+    """A job of an empty 4x4 latent; tensor 0 is its text, 1 its pooled text, then `tensors`."""
+    everything = [f32(1, 2, 64), f32(1, 32), *tensors]
+    spec = job_pb.JobSpec(
+        job_id=job_id,
+        model="tiny",
+        sampler="euler",
+        schedule=job_pb.Schedule(
+            named=job_pb.NamedSchedule(scheduler="simple", steps=steps),
+        ),
+        positive=job_pb.Conditioning(text=0, pooled=1),
+        empty_latent=job_pb.EmptyLatent(batch=1, height=4, width=4),
+        tensors=[t.spec.to_proto() for t in everything],
+    )
+    spec.MergeFrom(job_pb.JobSpec(**fields))
+    return spec, everything
+
+
+class _NoState:
+    """What FetchState answers when nothing is kept."""
+
+    async def read(self) -> object:
+        return grpc.aio.EOF
+
+    def cancel(self) -> None:
+        """Nothing to cancel."""
+
+
+@dataclass
+class FakeLink:
+    """A node or the local sampler as its link shows it."""
+
+    address: str
+    has_models: tuple[cluster_pb2.Model, ...] = (MODEL,)
+    up: bool = True
+    seen: bool = True
+
+    view = NodeView(NodePhase.JOINED, "one", 1, "")
+    report = None
+    stub = mock.Mock(FetchState=lambda request: _NoState())
+
+    def models(self) -> dict[str, cluster_pb2.Model]:
+        """By name."""
+        return {m.name: m for m in self.has_models} if self.up else {}
+
+
+class FakeGroup:
+    """In place of GroupManager: forms and fails when told."""
+
+    def __init__(self, nodes: int) -> None:
+        self.links = {f"node{i}": FakeLink(f"node{i}") for i in range(nodes)}
+        self.formed: FormedGroup | None = None
+        self.phase = GroupPhase.NONE
+        self.problem = ""
+        self.epoch = 0
+        self.busy = False
+        self.failures: list[tuple[int, str]] = []
+        self.returns = True
+        self.on_change: Callable[[], None] = lambda: None
+
+    def form(self) -> None:
+        """All nodes form a group now."""
+        self.epoch += 1
+        members = tuple(self.links.values())
+        mesh = MeshSpec(tuple(range(len(members))), ulysses=len(members))
+        self.formed = FormedGroup(self.epoch, members, (mesh,))  # type: ignore[arg-type]
+        self.phase = GroupPhase.READY
+        self.on_change()
+
+    def report_failure(self, epoch: int, why: str) -> None:
+        """As GroupManager: the group is gone."""
+        self.failures.append((epoch, why))
+        self.formed, self.phase = None, GroupPhase.NONE
+        self.on_change()
+        if self.returns:
+            asyncio.get_running_loop().call_later(0.02, self.form)
+
+    @property
+    def accepting(self) -> bool:
+        """Whether it takes work."""
+        return self.phase is GroupPhase.READY
+
+    def set_busy(self, busy: bool) -> None:
+        """Noted."""
+        assert busy != self.busy, "taken twice, or given back twice"
+        self.busy = busy
+
+
+@dataclass
+class Script:
+    """What an executor does. `before` is awaited before each step with the step's number."""
+
+    before: Callable[[int], Awaitable[None]] | None = None
+    fail: dict[int, Exception] = field(default_factory=dict)
+    """Raised once, before the step of that number."""
+    prepared: asyncio.Event | None = None
+    runs: list[tuple[str, int]] = field(default_factory=list)
+    """Job id and first step of each run."""
+    ends: int = 0
+    answer: Callable[[pb.PredictCall, Sequence[WireTensor]], WireTensor] | None = None
+
+
+class FakeExecutor:
+    """In place of Executor: walks through the steps as its script says."""
+
+    scripts: dict[str, Script]
+
+    def __init__(
+        self,
+        name: str,
+        members: Sequence[FakeLink],
+        *,
+        epoch: int = 0,
+        mesh_index: int = 0,
+        mesh: MeshSpec | None = None,
+    ) -> None:
+        self.name = name
+        self.members = tuple(members)
+        self.epoch = epoch
+        self.degrees = str(mesh).partition(" on ")[0] if mesh else ""
+        self.script = self.scripts[name]
+        self.at_work = False
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    async def run(
+        self,
+        job: Job,
+        *,
+        deadline_s: float | None,
+        on_step: Callable[[StepReport], None],
+        stop: StopRequest,
+    ) -> RunEnd:
+        """As Executor.run."""
+        assert not self.at_work, "two runs at once"
+        self.at_work = True
+        try:
+            return await self._run(job, on_step, stop)
+        finally:
+            self.at_work = False
+            self.script.ends += 1
+
+    async def _run(
+        self, job: Job, on_step: Callable[[StepReport], None], stop: StopRequest
+    ) -> RunEnd:
+        spec, script = job.spec, self.script
+        steps = len(spec.schedule.explicit.sigmas) - 1
+        if spec.HasField("stop_after_step"):
+            steps = spec.stop_after_step
+        first = spec.state.step if spec.HasField("state") else 0
+        script.runs.append((spec.job_id.rpartition("-")[0], first))
+        empty = spec.empty_latent
+        latent = f32(empty.batch, 16, empty.height, empty.width)
+        for step in range(first, steps):
+            if script.before is not None:
+                await script.before(step)
+            if step in script.fail:
+                raise script.fail.pop(step)
+            if stop.requested:
+                return RunEnd(stop.reason, None, ())
+            revision = SAMPLERS[spec.sampler].revision
+            state = job_pb.JobState(step=step + 1, sampler_revision=revision, latent=0)
+            on_step(StepReport(Snapshot(state, (latent,)), 0.5, None))
+            await asyncio.sleep(0)
+        result = pb.SampleResult(tensors=[latent.spec.to_proto()], latent=0)
+        return RunEnd(node_pb2.STOP_REASON_UNSPECIFIED, result, (latent,))
+
+    async def predict(
+        self, model: object, call: pb.PredictCall, tensors: Sequence[WireTensor]
+    ) -> WireTensor:
+        """As Executor.predict."""
+        assert not self.at_work, "two calls at once"
+        self.at_work = True
+        self.script.runs.append((str(call.call_id), 0))
+        try:
+            if self.script.before is not None:
+                await self.script.before(0)
+            if call.call_id in self.script.fail:
+                raise self.script.fail.pop(call.call_id)
+            await asyncio.sleep(0)
+            if self.script.answer is not None:
+                return self.script.answer(call, tensors)
+            return tensors[call.x]
+        finally:
+            self.at_work = False
+
+
+class World:
+    """The parts of one coordinator, and shortcuts for tests."""
+
+    def __init__(self, nodes: int, local: bool, limits: Limits, timing: Timing) -> None:
+        self.limits = limits
+        self.group = FakeGroup(nodes)
+        self.local = FakeLink("local") if local else None
+        self.scripts = {"group": Script(), "local": Script()}
+        FakeExecutor.scripts = self.scripts
+        self.cluster = Cluster(self.group, self.local, settle_s=0.0)  # type: ignore[arg-type]
+        self.scheduler = Scheduler(self.cluster, regroup_wait_s=timing.regroup_wait)
+        self.metrics = telemetry.Metrics()
+        self.runner = Runner(self.scheduler, self.cluster, self.metrics, NoJournal())
+        self.jobs = JobTable(self.runner, self.cluster, limits, timing, NoJournal())
+
+    async def begin(
+        self,
+        spec: job_pb.JobSpec,
+        tensors: Sequence[WireTensor],
+        *,
+        remaining_s: float | None = None,
+        scope: str = "",
+    ) -> tuple[JobRecord, Listener]:
+        """A job that is complete and in the queue, with one listener."""
+        record, known = await self.jobs.open(
+            spec, scope=scope, remaining_s=remaining_s, span=telemetry.start_span("job")
+        )
+        assert not known
+        record.job = check_values(record.admitted, tuple(tensors))
+        listener = self.jobs.attach(record)
+        self.runner.submit(record)
+        return record, listener
+
+    async def ended(self, record: JobRecord) -> DitmeshError | None:
+        """Wait for a job's end; its error, if it failed."""
+        await until(lambda: record.phase.ended and (record.task is None or record.task.done()))
+        return record.error
+
+    def assert_idle(self) -> None:
+        """Nothing waits, runs, or is held."""
+        assert self.scheduler.waiting == 0
+        assert self.runner.running == 0
+        assert not self.runner._running
+        assert not self.cluster._busy
+        assert not self.scheduler._exiled
+        assert not self.group.busy
+
+
+@asynccontextmanager
+async def world(
+    *,
+    nodes: int = 2,
+    local: bool = True,
+    formed: bool = True,
+    limits: Limits | None = None,
+    timing: Timing = TIMING,
+) -> AsyncIterator[World]:
+    """A coordinator with a group that is ready, unless not `formed`, and a local sampler."""
+    with mock.patch("coordinator.cluster.Executor", FakeExecutor):
+        made = World(nodes, local, limits or Limits(), timing)
+        if formed and nodes:
+            made.group.form()
+        yield made
+        await asyncio.sleep(0)
+        made.assert_idle()
+
+
+def gate() -> tuple[asyncio.Semaphore, Callable[[int], Awaitable[None]]]:
+    """A semaphore, and a `Script.before` that takes one of it for each step."""
+    semaphore = asyncio.Semaphore(0)
+
+    async def before(step: int) -> None:
+        await semaphore.acquire()
+
+    return semaphore, before
+
+
+async def messages(listener: Listener) -> list[pb.SampleResponse]:
+    """All that a listener hears until the job ends."""
+    heard = []
+    while (message := await listener.next()) is not None:
+        heard.append(message)
+    return heard

@@ -1,0 +1,390 @@
+"""A job's way down the ladder, and its end in every phase."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from coordinator.lifecycle.job import JobPhase
+from ditmesh.errors import (
+    BadResult,
+    DeadlineExceeded,
+    DitmeshError,
+    Draining,
+    ExecutorFailed,
+    GroupLost,
+    InvalidRequest,
+    JobCancelled,
+    Unavailable,
+)
+from ditmesh.v1 import job_pb2
+from ditmesh.v1 import sampler_pb2 as pb
+from tests.coordinator.fakes import World, f32, gate, make_job, messages, run, until, world
+
+CANCEL = JobCancelled("the client cancelled the job")
+
+
+def segments(summary: pb.JobSummary) -> list[tuple[str, int, int]]:
+    return [(s.executor, s.first_step, s.end_step) for s in summary.segments]
+
+
+def fallbacks(summary: pb.JobSummary) -> list[tuple[str, str, str]]:
+    return [(getattr(f, "from"), f.to, f.reason) for f in summary.fallbacks]
+
+
+def test_a_job_runs_on_the_group_and_says_so() -> None:
+    """Progress of every step, then the result; one segment, no fallback."""
+
+    async def test() -> None:
+        async with world() as w:
+            record, listener = await w.begin(*make_job(steps=3))
+            heard = await messages(listener)
+            steps = [m.progress.step for m in heard if m.HasField("progress")]
+            assert steps == [1, 2, 3]
+            assert record.phase is JobPhase.SUCCEEDED
+            assert record.end is not None
+            assert record.end.result is not None
+            assert segments(record.summary()) == [("group", 0, 3)]
+            assert fallbacks(record.summary()) == []
+            assert record.summary().segments[0].mesh == "ulysses=2"
+            await w.ended(record)
+
+    run(test())
+
+
+@pytest.mark.parametrize("policy", ["FALLBACK_POLICY_ALLOW", "FALLBACK_POLICY_FORBID"])
+def test_a_lost_group_forms_again_and_continues_from_the_newest_state(policy: str) -> None:
+    """No step is repeated; the summary tells what happened. No fallback was needed for it."""
+
+    async def test() -> None:
+        async with world() as w:
+            w.scripts["group"].fail[2] = GroupLost("rank 1 died")
+            record, _ = await w.begin(*make_job(steps=4, fallback=policy))
+            assert await w.ended(record) is None
+            assert w.scripts["group"].runs == [("job", 0), ("job", 2)]
+            assert segments(record.summary()) == [("group", 0, 2), ("group", 2, 4)]
+            assert [s.epoch for s in record.summary().segments] == [1, 2]
+            assert fallbacks(record.summary()) == [("group", "group", "GROUP_LOST")]
+            assert "rank 1 died" in record.summary().fallbacks[0].message
+            assert w.group.failures == [(1, "rank 1 died")]
+
+    run(test())
+
+
+def test_a_group_that_stays_lost_leaves_the_job_to_the_local_sampler() -> None:
+    """After the wait for another group, from the newest state."""
+
+    async def test() -> None:
+        async with world() as w:
+            w.group.returns = False
+            w.scripts["group"].fail[3] = GroupLost("rank 0 died")
+            record, _ = await w.begin(*make_job(steps=4))
+            assert await w.ended(record) is None
+            assert segments(record.summary()) == [("group", 0, 3), ("local", 3, 4)]
+            assert fallbacks(record.summary()) == [("group", "local", "GROUP_LOST")]
+            assert record.summary().fallbacks[0].at_step == 3
+            assert record.summary().fallbacks[0].repeated_steps == 0
+
+    run(test())
+
+
+def test_a_job_that_costs_the_group_twice_goes_to_the_local_sampler() -> None:
+    """It does not go round for ever, and the group goes on to serve others."""
+
+    async def test() -> None:
+        async with world() as w:
+            w.scripts["group"].fail |= {1: GroupLost("rank 1 died"), 2: GroupLost("again")}
+            record, _ = await w.begin(*make_job(steps=4))
+            assert await w.ended(record) is None
+            assert segments(record.summary()) == [
+                ("group", 0, 1),
+                ("group", 1, 2),
+                ("local", 2, 4),
+            ]
+            await until(lambda: w.group.formed is not None)
+            other, _ = await w.begin(*make_job("other"))
+            assert await w.ended(other) is None
+            assert segments(other.summary()) == [("group", 0, 4)]
+
+    run(test())
+
+
+def test_a_bad_result_starts_again_on_the_local_sampler() -> None:
+    """States from where values overflow are not trusted; the group itself is not given up."""
+
+    async def test() -> None:
+        async with world() as w:
+            w.scripts["group"].fail[3] = BadResult("the latent is not finite after step 3")
+            record, _ = await w.begin(*make_job(steps=4))
+            assert await w.ended(record) is None
+            assert segments(record.summary()) == [("group", 0, 3), ("local", 0, 4)]
+            assert fallbacks(record.summary()) == [("group", "local", "BAD_RESULT")]
+            assert record.summary().fallbacks[0].repeated_steps == 3
+            assert w.group.failures == []
+
+    run(test())
+
+
+def test_a_model_missing_on_the_group_leads_to_the_local_sampler_at_once() -> None:
+    """An executor that failed without being lost is not tried again with this job."""
+
+    async def test() -> None:
+        async with world() as w:
+            w.scripts["group"].fail[0] = ExecutorFailed("the file is damaged")
+            record, _ = await w.begin(*make_job(steps=2))
+            assert await w.ended(record) is None
+            assert segments(record.summary()) == [("group", 0, 0), ("local", 0, 2)]
+            assert w.group.failures == []
+
+    run(test())
+
+
+def test_a_forbidden_fallback_is_an_error_after_the_second_loss() -> None:
+    """In words that say both."""
+
+    async def test() -> None:
+        async with world() as w:
+            w.scripts["group"].fail |= {1: GroupLost("rank 1 died"), 2: GroupLost("again")}
+            record, _ = await w.begin(*make_job(fallback="FALLBACK_POLICY_FORBID"))
+            error = await w.ended(record)
+            assert isinstance(error, Unavailable)
+            assert "forbids the fallback" in error.message
+            assert w.scripts["local"].runs == []
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "failure", [ExecutorFailed("it died"), BadResult("not finite"), InvalidRequest("no", field="x")]
+)
+def test_what_fails_on_the_last_rung_fails_the_job(failure: DitmeshError) -> None:
+    """With the executor's own words; another error than a loss fails it on any rung."""
+
+    async def test() -> None:
+        async with world(nodes=0) as w:
+            w.scripts["local"].fail[1] = failure
+            record, listener = await w.begin(*make_job())
+            assert type(await w.ended(record)) is type(failure)
+            assert record.phase is JobPhase.FAILED
+            await messages(listener)
+
+    run(test())
+
+
+def test_an_unexpected_error_is_an_internal_one_and_hides_its_words(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log has the traceback; the executor is free again."""
+
+    async def test() -> None:
+        async with world() as w:
+            w.scripts["group"].fail[1] = ZeroDivisionError("a secret")
+            record, _ = await w.begin(*make_job())
+            error = await w.ended(record)
+            assert error is not None
+            assert error.reason == "INTERNAL_ERROR"
+            assert "a secret" not in error.message
+
+    run(test())
+    assert "a secret" in caplog.text
+
+
+def test_a_queued_job_that_is_cancelled_never_starts() -> None:
+    """And those behind it move up."""
+
+    async def test() -> None:
+        async with world() as w:
+            semaphore, w.scripts["group"].before = gate()
+            first, _ = await w.begin(*make_job("first"))
+            second, _ = await w.begin(*make_job("second"))
+            third, _ = await w.begin(*make_job("third"))
+            await until(lambda: w.scheduler.waiting == 2)
+            assert (w.runner.position(second), w.runner.position(third)) == (0, 1)
+            w.runner.stop(second, CANCEL)
+            assert isinstance(await w.ended(second), JobCancelled)
+            assert w.runner.position(third) == 0
+            for _ in range(8):
+                semaphore.release()
+            assert await w.ended(first) is None
+            assert await w.ended(third) is None
+            assert [job for job, _ in w.scripts["group"].runs] == ["first", "third"]
+
+    run(test())
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_cancel_at_any_moment_of_the_start_loses_no_executor(turns: int) -> None:
+    """Before the queue, in the moment of the grant, and after."""
+
+    async def test() -> None:
+        async with world() as w:
+            semaphore, w.scripts["group"].before = gate()
+            record, _ = await w.begin(*make_job())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            w.runner.stop(record, CANCEL)
+            semaphore.release()
+            assert isinstance(await w.ended(record), JobCancelled)
+            assert record.step == 0
+
+    run(test())
+
+
+def test_a_running_job_that_is_stopped_ends_within_a_step() -> None:
+    """The executor is told; what it finished meanwhile does not count."""
+
+    async def test() -> None:
+        async with world() as w:
+            semaphore, w.scripts["group"].before = gate()
+            record, _ = await w.begin(*make_job())
+            semaphore.release()
+            await until(lambda: record.step == 1)
+            w.runner.stop(record, CANCEL)
+            assert record.phase is JobPhase.STOPPING
+            semaphore.release()
+            assert isinstance(await w.ended(record), JobCancelled)
+            assert record.segments[-1].end_step == 1
+
+    run(test())
+
+
+def _loses(w: World) -> None:
+    w.scripts["group"].fail[1] = GroupLost("rank 1 died")
+
+
+def _fails(w: World) -> None:
+    w.scripts["group"].fail[1] = ZeroDivisionError()
+
+
+@pytest.mark.parametrize("meanwhile", [_loses, _fails])
+def test_a_job_that_breaks_while_it_stops_is_stopped(meanwhile: Callable[[World], None]) -> None:
+    """Whoever asked for the end gets it, and the group's loss is reported all the same."""
+
+    async def test() -> None:
+        async with world() as w:
+            semaphore, w.scripts["group"].before = gate()
+            record, _ = await w.begin(*make_job())
+            semaphore.release()
+            await until(lambda: record.step == 1)
+            w.runner.stop(record, CANCEL)
+            meanwhile(w)
+            semaphore.release()
+            assert isinstance(await w.ended(record), JobCancelled)
+
+    run(test())
+
+
+@pytest.mark.parametrize("phase", ["queued", "running"])
+def test_a_deadline_ends_a_job_in_any_phase(phase: str) -> None:
+    """The words are those of a deadline, whoever notices it."""
+
+    async def test() -> None:
+        async with world() as w:
+            semaphore, w.scripts["group"].before = gate()
+            other = None
+            if phase == "queued":
+                other, _ = await w.begin(*make_job("other"))
+                await until(lambda: w.scripts["group"].runs)
+            record, _ = await w.begin(*make_job(), remaining_s=0.05)
+            await until(lambda: record.error is not None)
+            for _ in range(8):
+                semaphore.release()
+            error = await w.ended(record)
+            assert isinstance(error, DeadlineExceeded)
+            assert "deadline passed" in error.message
+            if other is not None:
+                assert await w.ended(other) is None
+                assert w.scripts["group"].runs == [("other", 0)]
+
+    run(test())
+
+
+def test_a_deadline_is_forgotten_with_the_job() -> None:
+    """No timer holds a job that has ended."""
+
+    async def test() -> None:
+        async with world() as w:
+            record, _ = await w.begin(*make_job(), remaining_s=3600.0)
+            assert await w.ended(record) is None
+            assert record.deadline_timer is not None
+            assert record.deadline_timer.cancelled()
+
+    run(test())
+
+
+def test_the_group_takes_back_what_it_lacked() -> None:
+    """A job that runs locally for want of a group goes on there once there is one again."""
+
+    async def test() -> None:
+        async with world(formed=False) as w:
+            semaphore, w.scripts["local"].before = gate()
+            record, _ = await w.begin(*make_job(steps=4))
+            semaphore.release()
+            await until(lambda: record.step == 1)
+            w.group.form()
+            await until(lambda: record.stop.requested)
+            semaphore.release()
+            assert await w.ended(record) is None
+            assert segments(record.summary()) == [("local", 0, 1), ("group", 1, 4)]
+            assert fallbacks(record.summary()) == [
+                ("group", "local", "NO_GROUP"),
+                ("local", "group", "GROUP_RETURNED"),
+            ]
+
+    run(test())
+
+
+def test_draining_lets_jobs_end_and_stops_those_that_do_not() -> None:
+    """After the grace their clients read that the coordinator is going."""
+
+    async def test() -> None:
+        async with world() as w:
+            semaphore, w.scripts["group"].before = gate()
+            record, _ = await w.begin(*make_job("runs"))
+            waits, _ = await w.begin(*make_job("waits"))
+            await until(lambda: w.scripts["group"].runs)
+            draining = asyncio.create_task(w.runner.drain(0.05))
+            await until(lambda: record.phase is JobPhase.STOPPING)
+            semaphore.release()
+            await draining
+            assert isinstance(record.error, Draining)
+            assert isinstance(waits.error, Draining)
+
+    run(test())
+
+
+def test_the_first_step_does_not_teach_how_long_steps_take() -> None:
+    """The model's loading is in it; an estimate from it would refuse jobs that fit."""
+
+    async def test() -> None:
+        async with world(nodes=0) as w:
+
+            async def slow_start(step: int) -> None:
+                await asyncio.sleep(0.0 if step else 0.2)
+
+            w.scripts["local"].before = slow_start
+            record, _ = await w.begin(*make_job(steps=4))
+            assert await w.ended(record) is None
+            facts = w.cluster.local_facts(w.cluster.models()["tiny"], 16, 1)
+            assert facts.estimate_s is not None
+            assert facts.estimate_s < 0.1
+
+    run(test())
+
+
+def test_a_job_from_a_state_begins_there() -> None:
+    """A client may continue what it stopped, or what another cluster began."""
+
+    async def test() -> None:
+        async with world() as w:
+            spec, tensors = make_job(steps=4)
+            latent = f32(1, 16, 4, 4)
+            spec.tensors.append(latent.spec.to_proto())
+            spec.state.CopyFrom(job_pb2.JobState(step=3, sampler_revision=1, latent=2))
+            record, _ = await w.begin(spec, [*tensors, latent])
+            assert await w.ended(record) is None
+            assert segments(record.summary()) == [("group", 3, 4)]
+
+    run(test())
