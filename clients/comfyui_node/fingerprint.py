@@ -1,54 +1,39 @@
 """Is this MODEL what the cluster serves? Shapes and fixed samples of every weight say so.
 
 A name would be a guess, and a wrong guess a silently wrong picture. The cluster computes the same
-digest from its files. It does not depend on the file's layout (fused or not) nor on whether
-weights are held as float32, bfloat16 or float16.
+fingerprint from its files, whatever their layout or element type.
 """
 
 from __future__ import annotations
 
-import hashlib
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ditmesh.models.flux_checkpoint import FluxConfig, diffusers_shapes, single_file_sources
+from ditmesh.models.fingerprint import weights_fingerprint
+from ditmesh.models.flux_checkpoint import (
+    FluxConfig,
+    diffusers_shapes,
+    single_file_sources,
+    stored_shapes,
+)
 
-SAMPLE = 16
-"""Elements from each of the start, the middle and the end of a weight."""
+PREFIX = "diffusion_model."
+"""Before the names of a transformer's weights in ComfyUI."""
 
 _EXACT_TYPES = ("torch.float32", "torch.bfloat16", "torch.float16")
-_PREFIX = "diffusion_model."
-_DIGESTS: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-
-Read = Callable[[str, int, int], bytes]
-"""Elements [start, stop) of a stored tensor, flattened, as little-endian bfloat16."""
+_KNOWN: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
-def digest(config: FluxConfig, read: Read) -> str:
-    r"""SHA-256, hexadecimal, over the samples of every weight of the diffusers layout.
+def model_fingerprint(patcher: Any) -> str:
+    """The fingerprint of a MODEL's own weights, whatever LoRA is merged into them at the moment.
 
-    For each tensor, by name: "<name> [<d0>,<d1>]\n" in ASCII, then its first, middle and last
-    16 elements, or all of fewer than 48, rounded to bfloat16.
+    Empty for what is not a Flux.1 in full precision: quantised weights are not the same model.
     """
-    hasher = hashlib.sha256()
-    shapes, sources = diffusers_shapes(config), single_file_sources(config)
-    for name in sorted(shapes):
-        shape = shapes[name]
-        hasher.update(f"{name} [{','.join(map(str, shape))}]\n".encode())
-        row = shape[1] if len(shape) > 1 else 1
-        spans = [(stored, start * row, stop * row) for stored, start, stop in sources[name].parts]
-        for start, stop in sample_ranges(sum(stop - start for _, start, stop in spans)):
-            hasher.update(_across(spans, start, stop, read))
-    return hasher.hexdigest()
-
-
-def sample_ranges(count: int) -> list[tuple[int, int]]:
-    """The elements that are sampled of `count`, as ranges."""
-    if count < 3 * SAMPLE:
-        return [(0, count)]
-    middle = (count - SAMPLE) // 2
-    return [(0, SAMPLE), (middle, middle + SAMPLE), (count - SAMPLE, count)]
+    base = patcher.model
+    if base not in _KNOWN:
+        _KNOWN[base] = _compute(patcher)
+    return _KNOWN[base]
 
 
 def config_of(shapes: Mapping[str, tuple[int, ...]]) -> FluxConfig | None:
@@ -77,55 +62,34 @@ def config_of(shapes: Mapping[str, tuple[int, ...]]) -> FluxConfig | None:
 
 def single_file_shapes(config: FluxConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights as ComfyUI has them."""
-    from ditmesh.models.flux_checkpoint import stored_shapes
-
     return stored_shapes(single_file_sources(config), diffusers_shapes(config))
 
 
-def model_digest(patcher: Any) -> str:
-    """The digest of a MODEL's own weights, whatever LoRA is merged into them at the moment.
-
-    Empty for what is not a Flux.1 in full precision: quantised weights are not the same model.
-    """
-    base = patcher.model
-    known = _DIGESTS.get(base)
-    if known is None:
-        known = _DIGESTS[base] = _compute(patcher)
-    return known
-
-
 def _compute(patcher: Any) -> str:
-    weights = {
-        name.removeprefix(_PREFIX): value
-        for name, value in patcher.model.state_dict().items()
-        if name.startswith(_PREFIX)
-    }
-    originals = {name.removeprefix(_PREFIX): entry.weight for name, entry in patcher.backup.items()}
-    weights.update((name, value) for name, value in originals.items() if name in weights)
+    weights = _original_weights(patcher)
     config = config_of({name: tuple(value.shape) for name, value in weights.items()})
     if config is None or any(str(value.dtype) not in _EXACT_TYPES for value in weights.values()):
         return ""
-    if any(value.device.type == "meta" for value in weights.values()):
-        return ""
-    return digest(config, lambda name, start, stop: _bfloat16(weights[name], start, stop))
+
+    def read(name: str, start: int, stop: int) -> bytes:
+        import torch
+
+        elements = weights[name].detach().reshape(-1)[start:stop].to("cpu", torch.bfloat16)
+        return bytes(elements.view(torch.int16).numpy().astype("<i2").tobytes())
+
+    shapes, sources = diffusers_shapes(config), single_file_sources(config)
+    return weights_fingerprint(shapes, sources, read).hex()
 
 
-def _bfloat16(weight: Any, start: int, stop: int) -> bytes:
-    import torch
-
-    elements = weight.detach().reshape(-1)[start:stop].to("cpu", torch.bfloat16)
-    return bytes(elements.view(torch.int16).numpy().astype("<i2").tobytes())
-
-
-def _across(spans: list[tuple[str, int, int]], start: int, stop: int, read: Read) -> bytes:
-    """Elements [start, stop) of spans of stored tensors laid end to end."""
-    found, offset = [], 0
-    for stored, first, last in spans:
-        low, high = max(start - offset, 0), min(stop - offset, last - first)
-        if low < high:
-            found.append(read(stored, first + low, first + high))
-        offset += last - first
-    return b"".join(found)
+def _original_weights(patcher: Any) -> dict[str, Any]:
+    """The transformer's weights without the patches that are merged into them."""
+    weights = dict(patcher.model.state_dict())
+    weights.update({name: entry.weight for name, entry in patcher.backup.items()})
+    return {
+        name.removeprefix(PREFIX): value
+        for name, value in weights.items()
+        if name.startswith(PREFIX)
+    }
 
 
 def _blocks(shapes: Mapping[str, tuple[int, ...]], kind: str) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-PREFIX = "diffusion_model."
+from .fingerprint import PREFIX
 
 
 class NotSendable(RuntimeError):

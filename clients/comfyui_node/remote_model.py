@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .dispatcher import Dispatcher
@@ -18,9 +19,17 @@ if TYPE_CHECKING:
 NOMINAL_BYTES = 1
 """What ComfyUI's memory manager is told that such a MODEL weighs. 0 would mean "measure it"."""
 
-_TWINS: weakref.WeakKeyDictionary[Any, dict[tuple[Dispatcher, str], Any]] = (
+_TWINS: weakref.WeakKeyDictionary[Any, dict[tuple[Dispatcher, str], _Twin]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+@dataclass(frozen=True, eq=False)
+class _Twin:
+    """A weightless model, and what its clones share: the originals of what is replaced in it."""
+
+    base: Any
+    object_patches_backup: dict[str, Any] = field(default_factory=dict)
 
 
 def remote_transformer(patcher: Any) -> RemoteTransformer | None:
@@ -48,9 +57,12 @@ def make_remote_model(dispatcher: Dispatcher, card: Any) -> Any:
             "of the nodes knows flux. Update the node pack."
         )
     dimensions = getattr(card, "dimensions", None) or {}
+    shift = getattr(card, "default_shift", None)
     guided = bool(dimensions.get("guidance_embeds", 1))
-    kind = supported.Flux if guided else supported.FluxSchnell
+    kind = supported.Flux if guided or shift is not None else supported.FluxSchnell
     config = kind(_unet_config(card, dimensions))
+    if shift is not None:
+        config.sampling_settings["shift"] = shift
     config.set_inference_dtype(*_full_precision())
     base = config.get_model({}, "", device="cpu")
     base.latent_format = _latent_format(base.latent_format, card)
@@ -73,12 +85,11 @@ def make_twin(patcher: Any, dispatcher: Dispatcher, model: str) -> Any:
     twins = _TWINS.setdefault(patcher.model, {})
     key = (dispatcher, model)
     if key not in twins:
-        twins[key] = _weightless(patcher, dispatcher, model)
-    twin = patcher.clone()
-    twin.model = twins[key]
-    twin.size = NOMINAL_BYTES
-    twin.backup, twin.object_patches_backup = {}, {}
-    return twin
+        twins[key] = _Twin(_weightless(patcher, dispatcher, model))
+    clone = patcher.clone()
+    clone.model, clone.size, clone.backup = twins[key].base, NOMINAL_BYTES, {}
+    clone.object_patches_backup = twins[key].object_patches_backup
+    return clone
 
 
 def _weightless(patcher: Any, dispatcher: Dispatcher, model: str) -> Any:
@@ -121,7 +132,6 @@ def _full_precision() -> tuple[Any, None]:
 
 def _unet_config(card: Any, dimensions: Mapping[str, int]) -> dict[str, Any]:
     """What ComfyUI wants to know of a Flux that it need not build."""
-    heads = dimensions.get("num_heads", card.num_heads)
     return {
         "image_model": "flux",
         "guidance_embed": bool(dimensions.get("guidance_embeds", 1)),
@@ -130,8 +140,8 @@ def _unet_config(card: Any, dimensions: Mapping[str, int]) -> dict[str, Any]:
         "patch_size": 2,
         "depth": dimensions.get("num_layers", 0),
         "depth_single_blocks": dimensions.get("num_single_layers", 0),
-        "hidden_size": heads * dimensions.get("head_dim", 0),
-        "num_heads": heads,
+        "hidden_size": card.num_heads * dimensions.get("head_dim", 0),
+        "num_heads": card.num_heads,
         "context_in_dim": card.text_dim,
         "vec_in_dim": card.pooled_dim,
         "disable_unet_model_creation": True,
@@ -145,7 +155,7 @@ def _flux_config(card: Any, dimensions: Mapping[str, int]) -> Any:
         latent_channels=card.latent_channels,
         num_layers=dimensions["num_layers"],
         num_single_layers=dimensions["num_single_layers"],
-        num_heads=dimensions["num_heads"],
+        num_heads=card.num_heads,
         head_dim=dimensions["head_dim"],
         text_dim=card.text_dim,
         pooled_dim=card.pooled_dim,

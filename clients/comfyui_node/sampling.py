@@ -14,7 +14,7 @@ from ditmesh.errors import DitmeshError, InvalidRequest
 from . import comfy_api
 from .dispatcher import ALLOW, Dispatcher
 from .eligibility import why_not_remote, why_not_whole
-from .fingerprint import model_digest
+from .fingerprint import model_fingerprint
 from .lora import NotSendable, sendable
 from .remote_model import make_twin, remote_transformer
 from .report import Report
@@ -83,17 +83,13 @@ def find_target(
     cluster = dispatcher.client().cluster()
     if transformer is not None:
         return Target(dispatcher, cluster.model(transformer.model), transformer)
-    known = {print_: card for card in cluster.models if (print_ := _fingerprint(card))}
-    if not known:
-        raise NotRecognised("the cluster tells no fingerprints of its models")
-    card = known.get(model_digest(request.model))
+    fingerprint = model_fingerprint(request.model)
+    if not fingerprint:
+        raise NotRecognised("this MODEL is not a Flux.1 in full precision, so it is not recognised")
+    card = next((card for card in cluster.models if card.fingerprint == fingerprint), None)
     if card is None:
         raise NotRecognised("the cluster does not have this MODEL's weights")
     return Target(dispatcher, card, None)
-
-
-def _fingerprint(card: Any) -> str:
-    return str(getattr(card, "weights_fingerprint", ""))
 
 
 def _sample_remotely(
@@ -154,9 +150,7 @@ def _sample_in_comfyui(
     reason = str(error)
     if transformer is not None:
         raise SamplingFailed(
-            f"{_sentence(reason)} This MODEL has no weights here, so ComfyUI cannot sample it "
-            f"either. Check that the cluster at {dispatcher.address} runs "
-            "(ditmesh status), or load the model with a stock loader."
+            f"{_sentence(reason)} This MODEL has no weights here, so ComfyUI cannot take over."
         ) from error
     if not dispatcher.comfyui_may_sample:
         raise SamplingFailed(

@@ -42,7 +42,9 @@ class RemoteTransformer(torch.nn.Module):
     def __init__(
         self, dispatcher: Dispatcher, model: str, weights: Mapping[str, tuple[int, ...]]
     ) -> None:
-        """`weights`: names and shapes, as stock nodes that patch weights look for them."""
+        """`weights`: names and shapes, as stock nodes that patch weights look for them; none
+        where they are not known.
+        """
         super().__init__()
         self.dtype = torch.float32
         self.dispatcher = dispatcher
@@ -66,6 +68,11 @@ class RemoteTransformer(torch.nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # Without names in the state dict, ComfyUI drops every LoRA and only logs it.
+        if not self._weights:
+            raise Unsupported(
+                f"The cluster does not tell the names of {self.model!r}'s weights, so no LoRA can "
+                "be put on it. Update the cluster."
+            )
         for name, shape in self._weights.items():
             destination[prefix + name] = torch.empty(shape, device="meta")
 

@@ -18,7 +18,7 @@ from .report import Report
 from .request import SamplingRequest
 from .waiting import watch
 
-_CANCEL_S = 10.0
+_CANCEL_S = 5.0
 """How long a cancelled job's end is waited for."""
 
 
@@ -120,4 +120,4 @@ def _show_place(position: int, dispatcher: Dispatcher, show: Any) -> None:
         jobs = "1 job" if position == 1 else f"{position} jobs"
         show(f"Waiting at {dispatcher.address}: {jobs} before this one")
     else:
-        show(f"Sampling on {dispatcher.address} ...")
+        show(f"Starting on {dispatcher.address} ...")

@@ -1,0 +1,118 @@
+"""Nodes that only tests use, loaded into a real ComfyUI beside the pack.
+
+Stock loaders know Flux in its full size only; these build a tiny one with ComfyUI's own classes,
+and conditioning without text encoders.
+"""
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
+import comfy.utils
+import torch
+
+
+class TinyFlux:
+    """An ordinary MODEL, with weights, from a tiny Flux checkpoint."""
+
+    CATEGORY = "test"
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"path": ("STRING", {}), "dtype": (["float32", "bfloat16"],)}}
+
+    def load(self, path, dtype):
+        weights = {k: v.float() for k, v in comfy.utils.load_torch_file(path).items()}
+        head_dim = weights["double_blocks.0.img_attn.norm.key_norm.scale"].shape[0]
+        hidden, token_channels = weights["img_in.weight"].shape
+        config = comfy.supported_models.Flux(
+            {
+                "image_model": "flux",
+                "guidance_embed": True,
+                "in_channels": token_channels // 4,
+                "out_channels": token_channels // 4,
+                "patch_size": 2,
+                "depth": _blocks(weights, "double_blocks"),
+                "depth_single_blocks": _blocks(weights, "single_blocks"),
+                "hidden_size": hidden,
+                "num_heads": hidden // head_dim,
+                "context_in_dim": weights["txt_in.weight"].shape[1],
+                "vec_in_dim": weights["vector_in.in_layer.weight"].shape[1],
+                "mlp_ratio": 4.0,
+                "qkv_bias": True,
+                "theta": 10000,
+                "axes_dim": [head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16],
+            }
+        )
+        config.set_inference_dtype(getattr(torch, dtype), None)
+        model = config.get_model(weights, "", device="cpu")
+        model.load_model_weights(weights, "")
+        patcher = comfy.model_patcher.ModelPatcher(
+            model.to(getattr(torch, dtype)),
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=torch.device("cpu"),
+        )
+        return (patcher,)
+
+
+class RandomConditioning:
+    """A CONDITIONING drawn from a seed."""
+
+    CATEGORY = "test"
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "seed": ("INT", {"default": 0}),
+                "tokens": ("INT", {"default": 16}),
+                "width": ("INT", {"default": 64}),
+                "pooled": ("INT", {"default": 32}),
+                "guidance": ("FLOAT", {"default": 3.5}),
+            }
+        }
+
+    def make(self, seed, tokens, width, pooled, guidance):
+        generator = torch.Generator().manual_seed(seed)
+        options = {
+            "pooled_output": torch.randn(1, pooled, generator=generator),
+            "guidance": guidance,
+        }
+        return ([[torch.randn(1, tokens, width, generator=generator), options]],)
+
+
+class RandomLatent:
+    """A LATENT drawn from a seed."""
+
+    CATEGORY = "test"
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "seed": ("INT", {"default": 0}),
+                "batch": ("INT", {"default": 1}),
+                "height": ("INT", {"default": 16}),
+                "width": ("INT", {"default": 16}),
+            }
+        }
+
+    def make(self, seed, batch, height, width):
+        generator = torch.Generator().manual_seed(seed)
+        return ({"samples": torch.randn(batch, 16, height, width, generator=generator)},)
+
+
+def _blocks(weights, kind):
+    return len({name.split(".")[1] for name in weights if name.startswith(f"{kind}.")})
+
+
+NODE_CLASS_MAPPINGS = {
+    "TestTinyFlux": TinyFlux,
+    "TestRandomConditioning": RandomConditioning,
+    "TestRandomLatent": RandomLatent,
+}
