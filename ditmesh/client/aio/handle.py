@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any
@@ -44,7 +43,8 @@ class AsyncJobHandle:
         self._conversation = conversation
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._outbox: Outbox[pb.SampleRequest] = Outbox()
-        self._hurry = asyncio.Event()  # a cancel does not wait for the next attempt
+        # Done when a cancel came: it does not wait for the next attempt.
+        self._hurry: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._error: BaseException | None = None
         self._task = asyncio.create_task(self._drive(), name=f"ditmesh-job-{self.job_id}")
 
@@ -75,7 +75,8 @@ class AsyncJobHandle:
         """
         self._conversation.cancel()
         self._outbox.send([CANCEL])
-        self._hurry.set()
+        if not self._hurry.done():
+            self._hurry.set_result(None)
         done, _ = await asyncio.wait([self._task], timeout=timeout_s)
         if not done:
             raise DeadlineExceeded(
@@ -100,6 +101,9 @@ class AsyncJobHandle:
         try:
             if not self._task.done():
                 await self.cancel()
+        except DeadlineExceeded:
+            if error is None:  # else it would hide what ended the block
+                raise
         finally:
             await self.close()
 
@@ -141,8 +145,8 @@ class AsyncJobHandle:
 
     async def _pause(self, failure: grpc.RpcError | None) -> None:
         pause = self._conversation.pause_after(failure)
-        if self._hurry.is_set():
+        if self._hurry.done():
             await asyncio.sleep(pause)
-            return
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._hurry.wait(), pause)
+        else:
+            # Not wait_for: before Python 3.12 it may swallow a cancellation.
+            await asyncio.wait([self._hurry], timeout=pause)

@@ -60,10 +60,7 @@ class AsyncPredictStream:
         exchange = PredictExchange(next(self._ids), x, timestep, conditioning)
         async with self._turn:
             while not exchange.done:
-                try:
-                    failure = await asyncio.wait_for(self._attempt(exchange), timeout_s)
-                except asyncio.TimeoutError:
-                    raise DeadlineExceeded(f"no answer came within {timeout_s:g} s") from None
+                failure = await self._timed_attempt(exchange, timeout_s)
                 if not exchange.done:
                     await asyncio.sleep(self._attempts.pause_after(failure, taken=False))
             self.executor = exchange.executor
@@ -72,7 +69,7 @@ class AsyncPredictStream:
 
     async def close(self) -> None:
         """End the stream; a later call opens another."""
-        self._drop()
+        self._drop(self._call)
 
     async def __aenter__(self) -> AsyncPredictStream:
         return self
@@ -85,29 +82,44 @@ class AsyncPredictStream:
     ) -> None:
         await self.close()
 
-    async def _attempt(self, exchange: PredictExchange) -> grpc.RpcError | None:
-        """Send the call and read its answer; the failure with which the stream broke."""
+    async def _timed_attempt(
+        self, exchange: PredictExchange, timeout_s: float | None
+    ) -> grpc.RpcError | None:
+        """As `_attempt`. Raises DeadlineExceeded after `timeout_s` seconds."""
         if self._call is None:
             self._outbox = Outbox(self._opening)
             self._call = self._predict(aiter(self._outbox), metadata=self._connection.metadata())
         call = self._call
+        # Not wait_for: before Python 3.12 it may swallow a cancellation.
+        attempt = asyncio.create_task(self._attempt(exchange, call, self._outbox))
         try:
-            self._outbox.send([exchange.opening()])
+            done, _ = await asyncio.wait([attempt], timeout=timeout_s)
+        finally:
+            attempt.cancel()
+            if not exchange.done:
+                self._drop(call)  # half a call is on its way: it cannot be used again
+        if not done:
+            raise DeadlineExceeded(f"no answer came within {timeout_s:g} s")
+        return attempt.result()
+
+    async def _attempt(
+        self, exchange: PredictExchange, call: Any, outbox: Outbox[pb.PredictRequest]
+    ) -> grpc.RpcError | None:
+        """Send the call and read its answer; the failure with which the stream broke."""
+        outbox.send([exchange.opening()])
+        try:
             while not exchange.done:
                 response = await call.read()
                 if response is grpc.aio.EOF:
                     return None
                 self._attempts.heard()
-                self._outbox.send(exchange.receive(response))
+                outbox.send(exchange.receive(response))
         except grpc.RpcError as failure:
             return failure
-        finally:
-            if not exchange.done:
-                self._drop()  # half a call is on its way: this stream cannot be used again
         return None
 
-    def _drop(self) -> None:
-        call, self._call = self._call, None
-        self._outbox.close()
-        if call is not None:
+    def _drop(self, call: Any) -> None:
+        if call is not None and call is self._call:
+            self._call = None
+            self._outbox.close()
             call.cancel()

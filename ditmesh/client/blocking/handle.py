@@ -113,9 +113,14 @@ class JobHandle:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._ended.is_set():
-            self.cancel()
-        self.close()
+        try:
+            if not self._ended.is_set():
+                self.cancel()
+        except DeadlineExceeded:
+            if error is None:  # else it would hide what ended the block
+                raise
+        finally:
+            self.close()
 
     def _next_event(self) -> Event | None:
         while True:

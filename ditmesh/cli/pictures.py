@@ -1,0 +1,53 @@
+"""Pictures of a result: decoded where the model can, else a preview of the latent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ditmesh.cli.png import encode_png, enlarged
+from ditmesh.client import Client, Progress
+from ditmesh.client.cluster import ModelCard
+
+CELL_PIXELS = 8
+"""Pixels that one latent cell covers, for the autoencoders of Flux."""
+
+
+def write_pictures(
+    out: Path,
+    client: Client,
+    card: ModelCard,
+    latent: npt.NDArray[np.float32],
+    preview: Progress | None,
+) -> list[str]:
+    """Write a PNG file for each picture of a model-space latent; lines that say what was written.
+
+    Without a pipeline the files show the newest preview, a linear map of the latent to colours.
+    Raises the client's errors, and OSError when a file cannot be written.
+    """
+    if card.has_pipeline:
+        files, what = client.decode_png(card.name, latent), "the decoded picture"
+    elif preview is None or preview.preview is None:
+        return [f"no picture: {card.name} has no decoder here, and no preview came"]
+    else:
+        pictures = (enlarged(picture, CELL_PIXELS) for picture in preview.preview)
+        files = [encode_png(picture) for picture in pictures]
+        what = (
+            f"a linear preview of the latent after step {preview.step}: {card.name} has no "
+            "decoder here"
+        )
+    lines = []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path, data in zip(numbered(out, len(files)), files, strict=True):
+        path.write_bytes(data)
+        lines.append(f"wrote {path}, {what}")
+    return lines
+
+
+def numbered(out: Path, count: int) -> list[Path]:
+    """The files of a batch: the name as it is for one picture, name-1, name-2 for several."""
+    if count == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}-{i + 1}{out.suffix}") for i in range(count)]
