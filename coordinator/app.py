@@ -176,7 +176,7 @@ def configuration(args: argparse.Namespace, local_address: str) -> CoordinatorCo
         rendezvous_host=args.rendezvous_host,
         rendezvous_port=args.rendezvous_port,
         local_address=local_address,
-        preload=tuple(args.preload),
+        preload=tuple(model for model in args.preload if model),
         tls=tls_files(args),
         node_tls=TlsFiles(args.tls_cert, args.tls_key, args.node_ca),
         tokens=args.token_file,

@@ -30,7 +30,7 @@ class Cluster:
         self._executors: dict[tuple[int, int], Executor] = {}
         self._local_executor = Executor("local", [local]) if local is not None else None
         self._busy: set[str] = set()
-        self._group_lost_at = 0.0
+        self._group_seen_at = asyncio.get_running_loop().time()
         self._cell_s: dict[tuple[str, str], float] = {}
         group.on_change = self._group_changed
 
@@ -69,22 +69,22 @@ class Cluster:
         held = self.local.models().get(model.name) if self.local else None
         return held is not None and held.fingerprint == model.fingerprint
 
-    def group_facts(self, model: cluster_pb2.Model | None, *, since: float) -> GroupFacts:
-        """The group as a job sees it that has waited since then (loop clock)."""
+    def group_facts(self, model: cluster_pb2.Model | None) -> GroupFacts:
+        """The group as a job for that model sees it."""
         formed = self.group.formed
-        lost_at = self._group_lost_at
+        now = asyncio.get_running_loop().time()
+        if formed is not None:
+            self._group_seen_at = now
         if self.settling:
             # It cannot be lost before it could form.
-            lost_at = math.inf
-        waited = max(asyncio.get_running_loop().time() - max(since, lost_at), 0.0)
+            self._group_seen_at = now
         return GroupFacts(
             configured=bool(self.group.links),
-            ready=formed is not None,
+            ready=formed is not None and self.group.accepting,
             free="group" not in self._busy,
             forming=self.group.phase is GroupPhase.FORMING,
-            may_form=self.group.may_form() or self.settling,
             has_model=formed is not None and model is not None and formed.has_model(model),
-            waited_s=waited,
+            waited_s=now - self._group_seen_at,
             problem=self.group.problem,
         )
 
@@ -156,7 +156,7 @@ class Cluster:
     def _group_changed(self) -> None:
         formed = self.group.formed
         if formed is None and self._executors:
-            self._group_lost_at = asyncio.get_running_loop().time()
+            self._group_seen_at = asyncio.get_running_loop().time()
             for executor in self._executors.values():
                 executor.close()
             self._executors.clear()

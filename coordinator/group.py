@@ -24,6 +24,7 @@ from coordinator.lifecycle.group import (
     GroupPhase,
     GroupPolicy,
     NodeDown,
+    NodeDraining,
     NodeUp,
     Tick,
     WakeAt,
@@ -101,9 +102,10 @@ class GroupManager:
         """The newest epoch, 0 before the first."""
         return self._machine.epoch
 
-    def may_form(self) -> bool:
-        """Whether waiting for a group makes sense."""
-        return self._machine.may_form()
+    @property
+    def accepting(self) -> bool:
+        """Whether the group takes new work."""
+        return self._machine.accepting
 
     def start(self) -> None:
         """Begin to follow the nodes."""
@@ -149,10 +151,13 @@ class GroupManager:
         )
 
     def _node_changed(self, link: NodeLink, change: Change) -> None:
-        if change is Change.UP:
-            self._handle(NodeUp(link.address, link.view.epoch))
-        else:
-            self._handle(NodeDown(link.address))
+        match change:
+            case Change.UP:
+                self._handle(NodeUp(link.address, link.view.epoch))
+            case Change.DRAINING:
+                self._handle(NodeDraining(link.address))
+            case Change.DOWN:
+                self._handle(NodeDown(link.address))
 
     def _handle(self, event: Event) -> None:
         loop = asyncio.get_running_loop()

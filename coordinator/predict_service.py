@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 
@@ -161,14 +160,12 @@ class PredictCalls:
     ) -> tuple[WireTensor, str, str]:
         """The output, who made it, and why it was not the group if it was not."""
         excluded = ""
-        loop = asyncio.get_running_loop()
         for attempt in range(_MAX_ATTEMPTS):
             claim = Claim(
                 model=opened.model,
                 policy=POLICIES[opened.fallback],
                 cells=cells,
                 steps_left=1,
-                since=loop.time(),
                 group_excluded=excluded,
             )
             grant = await self._scheduler.acquire(claim, first=attempt > 0)

@@ -158,7 +158,6 @@ class Runner:
     def _claim(self, record: JobRecord) -> Claim:
         spec = record.admitted.spec
         guided = spec.HasField("cfg") and not math.isclose(spec.cfg, 1.0)
-        loop = asyncio.get_running_loop()
 
         def tell(position: int) -> None:
             record.tell(pb.SampleResponse(queue=pb.QueuePosition(position=position)))
@@ -171,7 +170,6 @@ class Runner:
             policy=POLICIES[spec.fallback],
             cells=record.admitted.cells,
             steps_left=record.admitted.steps - record.step,
-            since=loop.time(),
             deadline=record.deadline,
             split=guided,
             group_excluded=record.group_excluded,

@@ -26,14 +26,13 @@ class Grant:
 class Claim:
     """A wish for an executor, for one job or one transformer call.
 
-    `cells`: latent cells of the batch; `since` and `deadline` are on the loop's clock.
+    `cells`: latent cells of the batch; `deadline` is on the loop's clock.
     """
 
     model: str
     policy: Policy
     cells: int
     steps_left: int
-    since: float
     deadline: float | None = None
     split: bool = False
     group_excluded: str = ""
@@ -110,7 +109,7 @@ class Scheduler:
         """Nobody waits: work that only lacked a group may have it now."""
         for claim in self._exiled.values():
             model = self._cluster.models().get(claim.model)
-            group = self._cluster.group_facts(model, since=claim.since)
+            group = self._cluster.group_facts(model)
             if group.ready and group.free and group.has_model:
                 if self._cluster.group_is_faster(claim.model):
                     claim.on_group_free()
@@ -129,7 +128,7 @@ class Scheduler:
     def _consider(self, claim: Claim) -> None:
         now = asyncio.get_running_loop().time()
         model = self._cluster.models().get(claim.model)
-        group = self._cluster.group_facts(model, since=claim.since)
+        group = self._cluster.group_facts(model)
         decision = decide(
             JobFacts(
                 claim.policy,

@@ -4,7 +4,8 @@
       ^                       │                  │
       └──────failed, or a member is gone─────────┘
 
-Events go in with the time, instructions come out. A group grows only while no job runs.
+Events go in with the time, instructions come out. A group grows only while no job runs, and one
+with a member that drains lets its job end first.
 """
 
 from __future__ import annotations
@@ -33,6 +34,13 @@ class NodeUp:
 @dataclass(frozen=True)
 class NodeDown:
     """A node is gone."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class NodeDraining:
+    """A node finishes what it has and joins nothing more."""
 
     node: str
 
@@ -86,7 +94,7 @@ class WakeAt:
     time: float
 
 
-Event = NodeUp | NodeDown | Formed | Failed | BusyChanged | Tick
+Event = NodeUp | NodeDown | NodeDraining | Formed | Failed | BusyChanged | Tick
 Instruction = Form | Abort | WakeAt
 
 
@@ -122,6 +130,12 @@ class GroupMachine:
     _settled_at: float | None = None
     _failures: int = 0
     _busy: bool = False
+    _closing: bool = False
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the group takes new work: it is ready and none of its members is leaving."""
+        return self.phase is GroupPhase.READY and not self._closing
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take an event at time `now`; returns what to do, in order."""
@@ -136,6 +150,9 @@ class GroupMachine:
                 if node in self.members:
                     out += self._give_up()
                     self._settle(now, self.policy.regroup_s, restart=True)
+            case NodeDraining(node):
+                self._healthy.discard(node)
+                self._closing = self._closing or node in self.members
             case Formed(epoch) if epoch == self.epoch and self.phase is GroupPhase.FORMING:
                 self.phase = GroupPhase.READY
             case Failed(epoch) if epoch == self.epoch and self.phase is not GroupPhase.NONE:
@@ -146,11 +163,10 @@ class GroupMachine:
                 if busy:
                     # It took work: whatever failed before is over.
                     self._failures = 0
+        if self._closing and not self._busy:
+            out += self._give_up()
+            self._settle(now, self.policy.regroup_s, restart=True)
         return out + self._consider(now)
-
-    def may_form(self) -> bool:
-        """Whether the healthy nodes suffice for some group, now or after a pause."""
-        return self.phase is not GroupPhase.NONE or self.policy.size(len(self._healthy)) > 0
 
     def _settle(self, now: float, wait_s: float, *, restart: bool = False) -> None:
         if self._settled_at is None or restart:
@@ -164,7 +180,7 @@ class GroupMachine:
     def _give_up(self) -> list[Instruction]:
         survivors = tuple(m for m in self.members if m in self._healthy)
         epoch = self.epoch
-        self.phase, self.members = GroupPhase.NONE, ()
+        self.phase, self.members, self._closing = GroupPhase.NONE, (), False
         return [Abort(epoch, survivors)] if survivors else []
 
     def _consider(self, now: float) -> list[Instruction]:

@@ -29,13 +29,12 @@ class Rung(enum.Enum):
 
 @dataclass(frozen=True)
 class GroupFacts:
-    """The group at this moment. `waited_s`: seconds since it was last ready, as the job saw it."""
+    """The group at this moment. `waited_s`: seconds since there was one, or since the start."""
 
     configured: bool
     ready: bool
     free: bool
     forming: bool
-    may_form: bool
     has_model: bool
     waited_s: float
     problem: str = ""
@@ -94,7 +93,7 @@ def _why_not_group(job: JobFacts, group: GroupFacts, regroup_wait_s: float) -> t
         if not group.has_model:
             return "MODEL_NOT_ON_GROUP", "the group's nodes do not have the model"
         return "", ""
-    if group.forming or (group.may_form and group.waited_s < regroup_wait_s):
+    if group.forming or group.waited_s < regroup_wait_s:
         return "", ""
     return "NO_GROUP", "no group could be formed" + (f" ({group.problem})" if group.problem else "")
 

@@ -1,7 +1,8 @@
 """The life of a node as its coordinator sees it.
 
     DOWN ──report──> IDLE <──left── JOINED
-                      └────joined────^        lost, or another incarnation: DOWN
+                      └────joined────^        draining: DRAINING
+                                              lost, or another incarnation: DOWN
 
 An incarnation is one process: a node that restarts under the same address is another one.
 """
@@ -18,6 +19,7 @@ class NodePhase(enum.Enum):
     DOWN = "down"
     IDLE = "idle"
     JOINED = "joined"
+    DRAINING = "draining"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Change(enum.Enum):
     """What the group must learn of it."""
 
     UP = "it can join a group"
+    DRAINING = "it finishes what it has and joins nothing more"
     DOWN = "it is gone, and with it its place in any group"
 
 
@@ -59,12 +62,13 @@ def advance(view: NodeView, event: Report | Lost) -> tuple[NodeView, tuple[Chang
         changes = () if view.phase is NodePhase.DOWN else (Change.DOWN,)
         return NodeView(problem=event.why), changes
     was_up = view.phase is not NodePhase.DOWN
+    another = was_up and event.incarnation != view.incarnation
+    gone = (Change.DOWN,) if another else ()
     if event.draining:
-        return NodeView(problem="shutting down"), ((Change.DOWN,) if was_up else ())
+        new = NodeView(NodePhase.DRAINING, event.incarnation, event.epoch, "shutting down")
+        told = view.phase is NodePhase.DRAINING and not another
+        return new, gone if told else (*gone, Change.DRAINING)
     phase = NodePhase.JOINED if event.epoch else NodePhase.IDLE
     new = NodeView(phase, event.incarnation, event.epoch, problem="")
-    if not was_up:
-        return new, (Change.UP,)
-    if event.incarnation != view.incarnation:
-        return new, (Change.DOWN, Change.UP)
-    return new, ()
+    usable = view.phase in (NodePhase.IDLE, NodePhase.JOINED) and not another
+    return new, gone if usable else (*gone, Change.UP)

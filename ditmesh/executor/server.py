@@ -29,6 +29,8 @@ _SERVICE = node_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name
 # Every open stream holds a thread: one watch, runs, predict lanes, health checks, and room.
 _THREADS = 24
 _PROBE_THREADS = 2
+# For answers under way: the job in hand has had its grace by then.
+_CLOSE_S = 0.5
 _OPTIONS = (
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.max_send_message_length", 8 << 20),
@@ -100,8 +102,8 @@ def serve(
     log.info("listening on %s, %s", config.listen, device)
     signal.sigwait(signals)
     health_servicer.enter_graceful_shutdown()
-    servicer.drain()
-    server.stop(config.grace_s).wait()
+    servicer.drain(config.grace_s)
+    server.stop(_CLOSE_S).wait()
     probes.stop(None)
     servicer.close()
     exporting.shutdown()

@@ -68,6 +68,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self._changed = threading.Condition()
         self._version = 0
         self._draining = False
+        self._jobs = 0
 
     def Watch(
         self, request: pb.WatchRequest, context: grpc.ServicerContext
@@ -78,10 +79,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             while context.is_active():
                 with self._changed:
                     seen = self._version
-                status = self._status()
-                yield status
-                if status.draining:
-                    return
+                yield self._status()
                 with self._changed:
                     self._changed.wait_for(lambda seen=seen: self._version != seen, _HEARTBEAT_S)  # type: ignore[misc]
 
@@ -129,7 +127,8 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                 self._keeper,
                 max_bytes=self._limits.max_request_bytes,
             )
-            yield from session.serve(request_iterator, context)
+            with self._at_work():
+                yield from session.serve(request_iterator, context)
         self._notify()
 
     def FetchState(
@@ -157,10 +156,12 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             )
             yield from session.serve(request_iterator)
 
-    def drain(self) -> None:
-        """Tell the coordinator that this process is going."""
+    def drain(self, grace_s: float) -> None:
+        """Tell the coordinator that this process is going, and let the job in hand end."""
         self._draining = True
         self._notify()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._jobs, grace_s)
 
     def close(self) -> None:
         """Leave the group and stop the torch thread."""
@@ -198,6 +199,17 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         with self._changed:
             self._version += 1
             self._changed.notify_all()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with self._changed:
+            self._jobs += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._jobs -= 1
+                self._changed.notify_all()
 
     @contextmanager
     def _answering(self, context: grpc.ServicerContext) -> Iterator[None]:

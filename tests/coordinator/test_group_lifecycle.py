@@ -21,6 +21,7 @@ from coordinator.lifecycle.group import (
     GroupPolicy,
     Instruction,
     NodeDown,
+    NodeDraining,
     NodeUp,
     Tick,
     WakeAt,

@@ -47,8 +47,8 @@ locals_ = st.builds(
     problem=st.sampled_from(["", "not reached yet"]),
 )
 
-READY = GroupFacts(True, True, True, False, True, True, 0.0)
-ABSENT = GroupFacts(False, False, True, False, False, False, 0.0)
+READY = GroupFacts(True, True, True, False, True, 0.0)
+ABSENT = GroupFacts(False, False, True, False, False, 0.0)
 LOCAL = LocalFacts(True, True, True, None)
 JOB = JobFacts(Policy.ALLOW, None)
 
@@ -104,7 +104,7 @@ def test_the_group_comes_first(policy: Policy) -> None:
     """And is waited for while it is busy, whatever the local sampler could do."""
     job = JobFacts(policy, 1.0)
     assert decided(job, READY, LOCAL) == Decision(Rung.GROUP)
-    busy = GroupFacts(True, True, False, False, True, True, 60.0)
+    busy = GroupFacts(True, True, False, False, True, 60.0)
     assert decided(job, busy, LOCAL) == Decision(Rung.WAIT)
 
 
@@ -112,14 +112,14 @@ def test_the_group_comes_first(policy: Policy) -> None:
     ("group", "job", "reason", "words"),
     [
         (ABSENT, JOB, "NO_GROUP", "no nodes"),
-        (GroupFacts(True, True, True, False, True, False, 0.0), JOB, "MODEL_NOT_ON_GROUP", "model"),
+        (GroupFacts(True, True, True, False, False, 0.0), JOB, "MODEL_NOT_ON_GROUP", "model"),
         (
-            GroupFacts(True, False, True, False, True, False, WAIT_S, "rank 3 died"),
+            GroupFacts(True, False, True, False, False, WAIT_S, "rank 3 died"),
             JOB,
             "NO_GROUP",
             "rank 3 died",
         ),
-        (GroupFacts(True, False, True, False, False, False, 0.0), JOB, "NO_GROUP", "no group"),
+        (GroupFacts(True, False, True, False, False, WAIT_S), JOB, "NO_GROUP", "no group"),
         (READY, JobFacts(Policy.ALLOW, None, "GROUP_LOST"), "GROUP_LOST", "failed at this job"),
         (READY, JobFacts(Policy.LOCAL_ONLY, None), "LOCAL_ONLY", "asked for"),
     ],
@@ -141,7 +141,7 @@ def test_every_reason_to_leave_the_group_has_a_code_and_words(
 def test_a_group_that_may_come_back_is_waited_for_just_so_long() -> None:
     """Up to the limit, and beyond it only while it is really forming."""
     for waited, forming in itertools.product((0.0, 4.9, 5.0, 60.0), (True, False)):
-        group = GroupFacts(True, False, True, forming, True, False, waited)
+        group = GroupFacts(True, False, True, forming, False, waited)
         expected = Rung.WAIT if forming or waited < WAIT_S else Rung.LOCAL
         assert decided(JOB, group, LOCAL).rung is expected
 

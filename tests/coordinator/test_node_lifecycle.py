@@ -17,29 +17,36 @@ events = st.lists(reports | st.just(Lost("its stream broke")), max_size=30)
 
 
 @given(events)
-def test_the_group_hears_up_and_down_in_turn(events: list[Report | Lost]) -> None:
-    """It can replay them: a node is up when the last change was UP, and never twice in a row."""
-    view, up = NodeView(), False
+def test_the_group_can_replay_what_it_hears(events: list[Report | Lost]) -> None:
+    """Its picture of a node, made of the changes alone, is always the view's; no news is told
+    twice.
+    """
+    view = NodeView()
+    heard = Change.DOWN
     for event in events:
         view, changes = advance(view, event)
         for change in changes:
-            assert up == (change is Change.DOWN)
-            up = change is Change.UP
-        assert up == (view.phase is not NodePhase.DOWN)
+            assert change is not heard
+            heard = change
+        usable = view.phase in (NodePhase.IDLE, NodePhase.JOINED)
+        assert (heard is Change.UP) == usable
+        assert (heard is Change.DRAINING) == (view.phase is NodePhase.DRAINING)
 
 
 @given(events)
 def test_the_view_says_what_the_node_said_last(events: list[Report | Lost]) -> None:
-    """Phase, epoch and incarnation; a problem exactly while it is down."""
+    """Phase, epoch and incarnation; a problem exactly while it can join nothing."""
     view = NodeView()
     for event in events:
         view, _ = advance(view, event)
-        if isinstance(event, Report) and not event.draining:
-            assert (view.incarnation, view.epoch) == (event.incarnation, event.epoch)
-            assert view.phase is (NodePhase.JOINED if event.epoch else NodePhase.IDLE)
-        else:
+        if isinstance(event, Lost):
             assert view.phase is NodePhase.DOWN
-        assert bool(view.problem) == (view.phase is NodePhase.DOWN)
+        else:
+            assert (view.incarnation, view.epoch) == (event.incarnation, event.epoch)
+            joined = NodePhase.JOINED if event.epoch else NodePhase.IDLE
+            assert view.phase is (NodePhase.DRAINING if event.draining else joined)
+        usable = view.phase in (NodePhase.IDLE, NodePhase.JOINED)
+        assert bool(view.problem) != usable
 
 
 def test_another_process_at_the_same_address_is_a_death_and_a_birth() -> None:
@@ -66,9 +73,11 @@ def test_joining_and_leaving_are_no_news_for_the_group() -> None:
     assert (view.phase, changes) == (NodePhase.IDLE, ())
 
 
-def test_a_node_that_shuts_down_is_gone_before_its_stream_breaks() -> None:
-    """And its end afterwards is no second loss."""
+def test_a_node_that_shuts_down_says_so_once_and_then_goes() -> None:
+    """Draining is told when it begins; the end is a loss like any other."""
     view, _ = advance(NodeView(), Report("one", 3))
     view, changes = advance(view, Report("one", 3, draining=True))
-    assert changes == (Change.DOWN,)
-    assert advance(view, Lost("closed"))[1] == ()
+    assert changes == (Change.DRAINING,)
+    view, changes = advance(view, Report("one", 3, draining=True))
+    assert changes == ()
+    assert advance(view, Lost("closed"))[1] == (Change.DOWN,)

@@ -15,8 +15,7 @@ from tests.coordinator.fakes import World, run, until, world
 
 
 def claim(policy: Policy = Policy.ALLOW, **options: object) -> Claim:
-    now = asyncio.get_running_loop().time()
-    return Claim("tiny", policy, cells=16, steps_left=4, since=now, **options)  # type: ignore[arg-type]
+    return Claim("tiny", policy, cells=16, steps_left=4, **options)  # type: ignore[arg-type]
 
 
 async def waiting(w: World, *claims: Claim) -> list[asyncio.Task[Grant]]:

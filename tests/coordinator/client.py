@@ -1,0 +1,99 @@
+"""A bare client of the public service, for tests: messages as the contract has them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc.aio
+
+from coordinator.identity import Identities
+from coordinator.predict_service import PredictCalls
+from coordinator.sampler_service import SamplerServicer
+from ditmesh.content import ContentStore
+from ditmesh.errors import DitmeshError
+from ditmesh.exchange import chunks
+from ditmesh.rpc_status import from_rpc_error
+from ditmesh.tensors import WireTensor
+from ditmesh.v1 import job_pb2, sampler_pb2_grpc
+from ditmesh.v1 import sampler_pb2 as pb
+from tests.coordinator.fakes import World, until, world
+
+
+async def read_all(call: Any) -> list[Any]:
+    """Every answer of a call until its end. Raises AioRpcError."""
+    answers = []
+    while (answer := await call.read()) is not grpc.aio.EOF:
+        answers.append(answer)
+    return answers
+
+
+class Served:
+    """A coordinator's sampling service on a local port, and a stub for it."""
+
+    def __init__(self, w: World, stub: sampler_pb2_grpc.SamplerServiceStub) -> None:
+        self.world = w
+        self.stub: Any = stub
+
+    async def sample(
+        self, spec: job_pb2.JobSpec, tensors: Sequence[WireTensor], **options: Any
+    ) -> list[pb.SampleResponse]:
+        """A whole job. Raises the error that the service answered."""
+        call = self.stub.Sample(**options)
+        try:
+            return await self.drive(call, spec, tensors)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        finally:
+            call.cancel()
+
+    async def drive(
+        self, call: Any, spec: job_pb2.JobSpec, tensors: Sequence[WireTensor]
+    ) -> list[pb.SampleResponse]:
+        """Send a job on a call, and all that is asked for; returns every answer."""
+        await call.write(pb.SampleRequest(job=spec))
+        answers = []
+        while (answer := await call.read()) is not grpc.aio.EOF:
+            answers.append(answer)
+            if answer.HasField("needed"):
+                for chunk in chunks(tensors, answer.needed.tensors):
+                    await call.write(pb.SampleRequest(chunk=chunk))
+        return answers
+
+    async def refused(
+        self, spec: job_pb2.JobSpec, tensors: Sequence[WireTensor], **options: Any
+    ) -> DitmeshError:
+        """The error of a job that must be refused."""
+        try:
+            answers = await self.sample(spec, tensors, **options)
+        except DitmeshError as error:
+            return error
+        raise AssertionError(f"the job was taken: {answers[-1]}")
+
+    async def assert_clean(self) -> None:
+        """Nothing is retained, and the service is alive."""
+        jobs = self.world.jobs
+        await until(lambda: not any(not r.phase.ended for r in jobs._records.values()))
+        assert jobs.bytes_in_flight == 0
+        assert not [r for r in jobs._records.values() if r.listeners]
+
+
+@asynccontextmanager
+async def served(input_timeout_s: float = 5.0, **options: Any) -> AsyncIterator[Served]:
+    """`world(**options)` behind a gRPC server on a free port."""
+    async with world(**options) as w:
+        store = ContentStore(w.limits.content_bytes)
+        calls = PredictCalls(w.scheduler, w.cluster, w.metrics, store, w.limits)
+        server = grpc.aio.server()
+        servicer = SamplerServicer(w.jobs, w.runner, calls, store, w.limits, Identities())
+        sampler_pb2_grpc.add_SamplerServiceServicer_to_server(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                yield Served(w, sampler_pb2_grpc.SamplerServiceStub(channel))
+        finally:
+            await server.stop(None)
+            for timer in w.jobs._timers.values():
+                timer.cancel()
