@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nodes",
         default="",
         metavar="HOST:PORT,...",
-        help="the nodes; a DNS name stands for all its addresses",
+        help="the nodes; HOST:FIRST-LAST is a range of ports, all:HOST:PORT every address that a "
+        "DNS name has",
     )
     parser.add_argument(
         "--mesh",

@@ -66,7 +66,7 @@ class CoordinatorConfig:
     listen: str = "127.0.0.1:50050"
     """host:port of the public services."""
     nodes: tuple[str, ...] = ()
-    """host:port of each node; a DNS name stands for all its addresses."""
+    """The nodes, as `addresses.expand` takes them."""
     mesh: str = "auto"
     """Degrees of the main mesh, such as "ulysses=4,ring=2"; auto: Ulysses as far as it goes."""
     cfg_split: bool = False

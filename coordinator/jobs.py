@@ -52,7 +52,7 @@ class JobTable:
         """Of jobs that nobody listens to: when they are stopped, or once ended, forgotten."""
         # Costly schedules are computed on threads, few at once.
         self._admitting = asyncio.Semaphore(_ADMITTED_AT_ONCE)
-        self._draining = False
+        self.draining = False
         runner.on_end = self._ended
 
     @property
@@ -63,7 +63,7 @@ class JobTable:
 
     def drain(self) -> None:
         """Take nothing new from now on."""
-        self._draining = True
+        self.draining = True
 
     async def open(
         self,
@@ -201,7 +201,7 @@ class JobTable:
 
     def _make_room(self, nbytes: int) -> None:
         """Raises Draining or Overloaded when a job cannot be taken now, LimitExceeded if never."""
-        if self._draining:
+        if self.draining:
             raise Draining("the coordinator is shutting down", retry_after_s=_RETRY_AFTER_S)
         active = [r for r in self._records.values() if not r.phase.ended]
         if len(active) > self._limits.queued_jobs:

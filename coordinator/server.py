@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from coordinator.addresses import expand
 from coordinator.cluster import Cluster
 from coordinator.cluster_service import ClusterServicer
 from coordinator.config import CoordinatorConfig
 from coordinator.group import GroupManager
+from coordinator.health import keep_current
 from coordinator.identity import Identities
 from coordinator.jobs import JobTable
 from coordinator.journal import Journal, NoJournal
@@ -75,7 +76,7 @@ class Coordinator:
         that needs protection, and InvalidMesh for impossible degrees.
         """
         self._config = config
-        addresses = resolve(config.nodes)
+        addresses = expand(config.nodes)
         plan = MeshPlan(len(addresses), config.mesh, config.cfg_split, config.min_ranks)
         self._rendezvous = Rendezvous(config.rendezvous_host, config.rendezvous_port)
         protected = config.tls.authority is not None or config.tokens is not None
@@ -143,15 +144,14 @@ class Coordinator:
             jobs.restore(recovered)
         await server.start()
         await probes.start()
-        for name in ("", *_SERVICES):
-            await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+        telling = asyncio.create_task(keep_current(health_servicer, cluster, jobs, _SERVICES))
         log.info("listening on %s, rendezvous on %s", config.listen, self._rendezvous.address)
 
         await stopping.wait()
         log.info("draining")
         jobs.drain()
-        await health_servicer.enter_graceful_shutdown()
         await runner.drain(timing.grace)
+        telling.cancel()
         await server.stop(_CLOSE_S)
         await probes.stop(None)
         await group.close()
@@ -163,28 +163,6 @@ class Coordinator:
 
 
 _CLOSE_S = 2.0
-
-
-def resolve(nodes: tuple[str, ...]) -> tuple[str, ...]:
-    """The address of every node: each host:port with its name resolved, in order, once each.
-
-    A name with several addresses, such as a headless service, stands for them all. Raises OSError
-    for a name that does not resolve and ValueError for what is not host:port.
-    """
-    found: dict[str, None] = {}
-    for node in nodes:
-        if node.startswith("unix:"):
-            found[node] = None
-            continue
-        host, colon, port = node.rpartition(":")
-        if not colon or not port.isdecimal():
-            raise ValueError(f"node {node!r} is not host:port")
-        for family, _, _, _, address in socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM
-        ):
-            literal = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
-            found[f"{literal}:{port}"] = None
-    return tuple(found)
 
 
 def _bind(

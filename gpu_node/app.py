@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,11 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_telemetry(parser)
 
 
-def children(args: argparse.Namespace) -> list[ChildSpec]:
-    """One child for each rank."""
+def children(args: argparse.Namespace, folder: Path) -> list[ChildSpec]:
+    """One child for each rank, and one for the health of all. `folder` holds their sockets."""
+    from gpu_node.health import HealthConfig
     from gpu_node.node import NodeConfig
 
     dtype = args.dtype or ("bf16" if args.device == "cuda" else "fp32")
+    probes = [f"unix:{folder / f'rank{i}.health'}" for i in range(args.ranks)]
     specs = []
     for i in range(args.ranks):
         listen = f"{args.host}:{args.port + i}"
@@ -109,20 +112,15 @@ def children(args: argparse.Namespace) -> list[ChildSpec]:
                 tls=tls_files(args),
                 caller=args.coordinator_name,
                 insecure=args.insecure,
-                health=_health(args.health, i),
+                health=probes[i] if args.health else "",
             ),
             log_level=args.log_level,
         )
         specs.append(ChildSpec(f"node{i}", "gpu_node.node:run", config))
+    if args.health:
+        health = HealthConfig(args.health, tuple(probes))
+        specs.append(ChildSpec("health", "gpu_node.health:run", health))
     return specs
-
-
-def _health(first: str | None, rank: int) -> str:
-    """The ranks' health ports follow one another, as their own do."""
-    if not first:
-        return ""
-    host, _, port = first.rpartition(":")
-    return f"{host}:{int(port) + rank}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,10 +136,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: --models {args.models}: no such folder", file=sys.stderr)
         return 2
     on_cpu = args.device == "cpu"
-    supervisor = Supervisor(
-        children(args),
-        start_method="fork" if on_cpu else "spawn",
-        preload=PRELOAD if on_cpu else (),
-        grace_s=args.grace + 5.0,
-    )
-    return supervisor.run()
+    with tempfile.TemporaryDirectory(prefix="ditmesh-") as folder:
+        supervisor = Supervisor(
+            children(args, Path(folder)),
+            start_method="fork" if on_cpu else "spawn",
+            preload=PRELOAD if on_cpu else (),
+            grace_s=args.grace + 5.0,
+        )
+        return supervisor.run()

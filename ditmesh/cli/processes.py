@@ -72,7 +72,7 @@ class LocalCluster:
         preload = coordinator.PRELOAD
         if self.nodes:
             node = find_service("gpu_node.app")
-            specs += node.children(_parsed(node, self._node_options()))
+            specs += node.children(_parsed(node, self._node_options()), folder)
             # First: it readies xfuser before anything else imports torch's parts.
             preload = (*node.PRELOAD, *preload)
         return specs, tuple(preload) if self.start_method == "fork" else ()

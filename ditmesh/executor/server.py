@@ -29,6 +29,8 @@ _SERVICE = node_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name
 # Every open stream holds a thread: one watch, runs, predict lanes, health checks, and room.
 _THREADS = 24
 _PROBE_THREADS = 2
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # For answers under way: the job in hand has had its grace by then.
 _CLOSE_S = 0.5
 _OPTIONS = (
@@ -79,13 +81,24 @@ def serve(
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     exporting = telemetry.setup(config.telemetry)
     engine, device = make_engine()
+    health_servicer = health.HealthServicer()
+
+    def tell(grouped: bool, draining: bool) -> None:
+        for name in ("", _SERVICE):
+            health_servicer.set(name, _NOT_SERVING if draining else _SERVING)
+        health_servicer.set("group", _SERVING if grouped else _NOT_SERVING)
+
     servicer = NodeServicer(
-        engine, device=device, limits=config.limits, caller=config.caller, give_up=_give_up
+        engine,
+        device=device,
+        limits=config.limits,
+        caller=config.caller,
+        on_change=tell,
+        give_up=_give_up,
     )
     server = grpc.server(ThreadPoolExecutor(_THREADS, "grpc"), options=_OPTIONS)
     node_pb2_grpc.add_NodeServiceServicer_to_server(servicer, server)
     more(server, engine)
-    health_servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
@@ -97,11 +110,9 @@ def serve(
         bind(probes, config.health, None)
     server.start()
     probes.start()
-    for name in ("", _SERVICE):
-        health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    tell(grouped=False, draining=False)
     log.info("listening on %s, %s", config.listen, device)
     signal.sigwait(signals)
-    health_servicer.enter_graceful_shutdown()
     servicer.drain(config.grace_s)
     server.stop(_CLOSE_S).wait()
     probes.stop(None)

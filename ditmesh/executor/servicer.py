@@ -50,12 +50,15 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         device: torch.device,
         limits: ServicerLimits,
         caller: str = "",
+        on_change: Callable[[bool, bool], None] = lambda grouped, draining: None,
         give_up: Callable[[str], None],
     ) -> None:
-        """`caller`: name that a caller's certificate must have, empty for any. `give_up` ends the
-        process when the torch thread cannot be freed.
+        """`caller`: name that a caller's certificate must have, empty for any. `on_change` hears
+        whether this process is in a group and whether it drains. `give_up` ends the process when
+        the torch thread cannot be freed.
         """
         self._caller = caller
+        self._on_change = on_change
         self._engine = engine
         self._device = device
         self._limits = limits
@@ -196,6 +199,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         )
 
     def _notify(self) -> None:
+        self._on_change(bool(self._engine.epoch), self._draining)
         with self._changed:
             self._version += 1
             self._changed.notify_all()
