@@ -197,7 +197,7 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, _MARK: self._mark},
+                env=environment(self._mark),
                 start_new_session=True,
             )
 
@@ -221,8 +221,13 @@ class Cluster:
             os.kill(pid, signal.SIGKILL)
 
 
+def environment(mark: str) -> dict[str, str]:
+    """The environment for a process, by which it and all that it starts can be found."""
+    return {**os.environ, _MARK: mark}
+
+
 def processes_of(mark: str) -> list[int]:
-    """Processes that a cluster started, however far down: all inherit its environment."""
+    """Every process that runs in the environment of that mark."""
     wanted = f"{_MARK}={mark}".encode()
     found = []
     for entry in Path("/proc").iterdir():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from contextlib import suppress
 from types import TracebackType
 
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: close sends a reset
@@ -61,16 +62,12 @@ class Proxy:
 
 
 def _forward(source: socket.socket, sink: socket.socket) -> None:
-    try:
+    with suppress(OSError):  # broken on purpose, or by an end that is gone
         while data := source.recv(_CHUNK):
             sink.sendall(data)
-    except OSError:
-        pass  # broken on purpose, or by an end that is gone
     _shut(sink)
 
 
 def _shut(end: socket.socket) -> None:
-    try:
+    with suppress(OSError):  # it is shut already
         end.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # it is shut already

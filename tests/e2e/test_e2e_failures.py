@@ -7,6 +7,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from tests.e2e.jobs import (
 )
 from tests.sampling.golden_cases import load_golden
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(300)
 
 LONG = load_golden("flux_dpmpp_2m_karras_n20_cfg1_d1_b1_16x16")
 """20 steps of a sampler with a history: a few seconds on eight ranks."""
@@ -32,7 +33,9 @@ HURT_AT = 6
 UNDISTURBED = 1e-4
 
 
-def sample_and_hurt(client: Client, hurt: Callable[[], object]) -> tuple[SampleResult, int]:
+def sample_and_hurt(
+    client: Client, hurt: Callable[[], object], **changes: Any
+) -> tuple[SampleResult, int]:
     """The long job, `hurt()` once its sixth step is reported; and how many steps were reported."""
     steps = 0
 
@@ -42,7 +45,7 @@ def sample_and_hurt(client: Client, hurt: Callable[[], object]) -> tuple[SampleR
         if progress.step == HURT_AT and steps == HURT_AT:
             hurt()
 
-    return client.sample(**golden_job(LONG), on_progress=on_progress), steps
+    return client.sample(**golden_job(LONG, **changes), on_progress=on_progress), steps
 
 
 def check_long(result: SampleResult, steps: int, cluster: Cluster) -> None:
@@ -117,11 +120,8 @@ def check_trace(cluster: Cluster, result: SampleResult, *, killed: int) -> None:
 def test_fallback_forbidden(brittle: Cluster) -> None:
     """Then a lost group is an error, UNAVAILABLE with the time after which to try again."""
     with brittle.no_restarts():
-        job = golden_job(LONG, fallback="forbid")
-        with brittle.client.start(**job) as handle, pytest.raises(Unavailable) as lost:
-            for event in handle:
-                if isinstance(event, Progress) and event.step == HURT_AT:
-                    brittle.kill(3)
+        with pytest.raises(Unavailable) as lost:
+            sample_and_hurt(brittle.client, lambda: brittle.kill(3), fallback="forbid")
         assert (lost.value.retry_after_s or 0) > 0
         with pytest.raises(Unavailable) as none:
             brittle.client.sample(**random_job(1, fallback="forbid"))

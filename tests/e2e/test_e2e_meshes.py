@@ -1,15 +1,15 @@
-"""Other meshes than Ulysses: one rank, ring, mixed, and a group split over the guidance branches."""
+"""Other meshes than Ulysses 8: one rank, ring, mixed, split over the branches of guidance."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.e2e.cluster import Cluster
-from tests.e2e.conftest import Clusters
+from tests.e2e.clusters import Clusters
 from tests.e2e.jobs import golden_difference, golden_job
 from tests.sampling.golden_cases import golden_names, load_golden
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(300)
 
 AWKWARD = [name for name in golden_names() if "t77_13" in name]
 """Nothing divides by 8 in these, and the prompts differ in length."""

@@ -24,7 +24,7 @@ from tests.e2e.cluster import MODEL, Cluster
 from tests.e2e.jobs import random_conditioning
 from tests.sampling.golden_cases import CHECKPOINT, GOLDEN
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(300)
 
 
 class RawStream:
@@ -42,14 +42,15 @@ class RawStream:
         exchange = PredictExchange(call_id, x, 0.5, conditioning)
         self._outbox.put(exchange.opening())
         sent: list[int] = []
-        while exchange.output is None:
+        while not exchange.done:
             response = next(self._call)
             sent += response.needed.tensors
             for request in exchange.receive(response):
                 self._outbox.put(request)
-        return exchange.output, sent
+        return exchange.answer(), sent
 
     def close(self) -> None:
+        """End the stream."""
         self._outbox.put(None)
         self._channel.close()
 

@@ -10,10 +10,10 @@ import pytest
 from ditmesh.client import SampleResult
 from ditmesh.sampling import SAMPLERS
 from tests.e2e.cluster import Cluster
-from tests.e2e.conftest import Clusters
+from tests.e2e.clusters import Clusters
 from tests.e2e.jobs import difference, executors, random_job
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(300)
 
 STEPS = 8
 JOBS = {name: random_job(i, sampler=name, size=(1, 4, 6)) for i, name in enumerate(SAMPLERS)}

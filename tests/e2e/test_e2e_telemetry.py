@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.cluster import Cluster, free_ports
-from tests.e2e.conftest import Clusters
+from tests.e2e.clusters import Clusters
 from tests.e2e.jobs import executors, golden_difference, golden_job
 from tests.sampling.golden_cases import load_golden
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(300)
 
 SHUTDOWN_S = 30.0
 """Far more than it takes, far less than exporters wait if one lets them."""
