@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--node-ca", type=Path, help="PEM authority of the nodes; default: they are not encrypted"
     )
-    add_telemetry(parser)
+    add_telemetry(parser, metrics=True)
 
 
 def _add_local(parser: argparse.ArgumentParser) -> None:

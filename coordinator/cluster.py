@@ -10,6 +10,7 @@ from coordinator.executors import Executor
 from coordinator.group import FormedGroup, GroupManager
 from coordinator.lifecycle.group import GroupPhase
 from coordinator.lifecycle.ladder import GroupFacts, LocalFacts
+from coordinator.lifecycle.node import NodePhase
 from coordinator.meshes import MAIN, SPLIT
 from coordinator.nodes import NodeLink
 from ditmesh.errors import Unavailable, UnknownModel
@@ -112,6 +113,18 @@ class Cluster:
         """Whether the group's steps are shorter than the local sampler's, as far as is known."""
         group = self._cell_s.get(("group", model), 0.0)
         return group < self._cell_s.get(("local", model), math.inf)
+
+    def group_ranks(self) -> int:
+        """Ranks of the group; 0 when there is none."""
+        formed = self.group.formed
+        return len(formed.members) if formed is not None else 0
+
+    def nodes_by_state(self) -> dict[str, int]:
+        """How many nodes are in each state, zeros included."""
+        counts = {phase.value: 0 for phase in NodePhase}
+        for link in self.group.links.values():
+            counts[link.view.phase.value] += 1
+        return counts
 
     def take_group(self, *, split: bool) -> Executor:
         """The group's mesh for a job; `split`: it has two guidance branches."""

@@ -232,7 +232,7 @@ class GroupManager:
         )
         for link, result in zip(links, results, strict=True):
             if isinstance(result, BaseException):
-                log.info("node %s did not leave epoch %d: %s", link.address, epoch, result)
+                log.info("node %s did not leave epoch %d: %s", link.address, epoch, _words(result))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -110,9 +110,18 @@ class Coordinator:
         jobs = JobTable(runner, cluster, limits, timing, journal)
         store = ContentStore(limits.content_bytes)
         calls = PredictCalls(scheduler, cluster, self._metrics, store, limits)
-        self._metrics.observe_load(
-            queue_length=lambda: scheduler.waiting, bytes_in_flight=lambda: jobs.bytes_in_flight
+        self._metrics.observe(
+            {
+                "ditmesh.queue.length": lambda: scheduler.waiting,
+                "ditmesh.queue.limit": lambda: limits.queued_jobs,
+                "ditmesh.bytes_in_flight": lambda: jobs.bytes_in_flight,
+                "ditmesh.bytes_in_flight.limit": lambda: limits.in_flight_bytes,
+                "ditmesh.group.ranks": cluster.group_ranks,
+                "ditmesh.group.ranks_expected": lambda: plan.expected,
+                "ditmesh.local.available": lambda: int(local is not None and local.up),
+            }
         )
+        self._metrics.observe_nodes(cluster.nodes_by_state)
 
         identities = Identities(self._tokens)
         server = grpc.aio.server(options=_OPTIONS)

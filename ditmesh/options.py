@@ -13,8 +13,8 @@ from ditmesh.telemetry import EXPORTERS, TelemetryConfig
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
-def add_telemetry(parser: argparse.ArgumentParser) -> None:
-    """Options for traces and metrics."""
+def add_telemetry(parser: argparse.ArgumentParser, *, metrics: bool = False) -> None:
+    """Options for traces; with `metrics`, also for where they are served."""
     group = parser.add_argument_group("telemetry")
     group.add_argument(
         "--exporter",
@@ -29,9 +29,10 @@ def add_telemetry(parser: argparse.ArgumentParser) -> None:
         help="OTLP/gRPC collector (default: $OTEL_EXPORTER_OTLP_ENDPOINT or %(default)s)",
     )
     group.add_argument("--trace-file", type=Path, help="one JSON line a span")
-    group.add_argument(
-        "--prometheus", default="", metavar="HOST:PORT", help="serve metrics as text at /metrics"
-    )
+    if metrics:
+        group.add_argument(
+            "--prometheus", type=host_port, metavar="HOST:PORT", help="serve metrics at /metrics"
+        )
     parser.add_argument(
         "--log-level", default="INFO", choices=LOG_LEVELS, help="default: %(default)s"
     )
@@ -66,7 +67,7 @@ def tls_files(args: argparse.Namespace) -> TlsFiles:
 def telemetry_config(
     args: argparse.Namespace, service: str, instance: str = "", *, metrics: bool = False
 ) -> TelemetryConfig:
-    """The telemetry of one process. `metrics`: it serves the Prometheus endpoint, if any."""
+    """The telemetry of one process. `metrics`: as in `add_telemetry`."""
     exporters = args.exporter or (["file"] if args.trace_file else [])
     return TelemetryConfig(
         service,
@@ -74,7 +75,7 @@ def telemetry_config(
         exporters=tuple(exporters),
         otlp_endpoint=args.otlp_endpoint,
         trace_file=args.trace_file,
-        prometheus_address=args.prometheus if metrics else "",
+        prometheus_address=(args.prometheus or "") if metrics else "",
     )
 
 

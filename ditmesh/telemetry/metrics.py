@@ -6,7 +6,13 @@
     ditmesh.steps            counter    {step}      executor
     ditmesh.step.duration    histogram  s           executor
     ditmesh.queue.length     up-down    {job}
+    ditmesh.queue.limit      up-down    {job}
     ditmesh.bytes_in_flight  up-down    By
+    ditmesh.bytes_in_flight.limit       up-down  By
+    ditmesh.group.ranks      up-down    {rank}
+    ditmesh.group.ranks_expected        up-down  {rank}
+    ditmesh.nodes            up-down    {node}      state
+    ditmesh.local.available  up-down    {sampler}
     ditmesh.fallbacks        counter    {fallback}  reason, from, to
     ditmesh.predict.calls    counter    {call}      executor, outcome
 
@@ -16,7 +22,7 @@ Attributes are named `ditmesh.model` and so on. `outcome` is OK or the reason of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -85,29 +91,45 @@ class Metrics:
             attributes = {"ditmesh.executor": executor, "ditmesh.outcome": outcome}
             self._predict_calls.add(1, attributes)
 
-    def observe_load(
-        self, *, queue_length: Callable[[], int], bytes_in_flight: Callable[[], int]
-    ) -> None:
-        """Has both functions asked, on another thread, whenever metrics are collected."""
-        if self._meter is None:
-            return
-        self._meter.create_observable_up_down_counter(
-            "ditmesh.queue.length", [_observing(queue_length)], "{job}", "Jobs that wait"
-        )
-        self._meter.create_observable_up_down_counter(
-            "ditmesh.bytes_in_flight",
-            [_observing(bytes_in_flight)],
-            "By",
-            "Bytes of tensors held for jobs",
-        )
+    def observe(self, readings: Mapping[str, Callable[[], int]]) -> None:
+        """Has each function asked, on another thread, whenever metrics are collected.
+
+        `readings`: up-down counters of the table above, by name, but for `ditmesh.nodes`.
+        """
+        for name, read in readings.items():
+            self._observe(name, lambda read=read: {"": read()})  # type: ignore[misc]
+
+    def observe_nodes(self, by_state: Callable[[], Mapping[str, int]]) -> None:
+        """As `observe`, for the number of nodes in each state."""
+        self._observe("ditmesh.nodes", by_state)
+
+    def _observe(self, name: str, read: Callable[[], Mapping[str, int]]) -> None:
+        if self._meter is not None:
+            unit, words = _READINGS[name]
+            self._meter.create_observable_up_down_counter(name, [_observing(read)], unit, words)
+
+
+_READINGS: Final = {
+    "ditmesh.queue.length": ("{job}", "Jobs that wait"),
+    "ditmesh.queue.limit": ("{job}", "Jobs that may wait"),
+    "ditmesh.bytes_in_flight": ("By", "Bytes of tensors held for jobs"),
+    "ditmesh.bytes_in_flight.limit": ("By", "Bytes of tensors that may be held for jobs"),
+    "ditmesh.group.ranks": ("{rank}", "Ranks of the group; 0 when there is none"),
+    "ditmesh.group.ranks_expected": ("{rank}", "Ranks that the whole group would have"),
+    "ditmesh.nodes": ("{node}", "Nodes by state"),
+    "ditmesh.local.available": ("{sampler}", "1 when the local sampler can take work"),
+}
 
 
 def _observing(
-    function: Callable[[], int],
+    read: Callable[[], Mapping[str, int]],
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(options: Any) -> Iterable[Observation]:
         from opentelemetry.metrics import Observation
 
-        return [Observation(function())]
+        return [
+            Observation(value, {"ditmesh.state": state} if state else {})
+            for state, value in read().items()
+        ]
 
     return observe

@@ -300,7 +300,7 @@ def test_prometheus_serves_every_metric() -> None:
     metrics.step_done(executor="group", seconds=0.02)
     metrics.fell_back(reason="GROUP_LOST", source="group", target="local")
     metrics.predict_answered(executor="local", outcome="OK")
-    metrics.observe_load(queue_length=lambda: 4, bytes_in_flight=lambda: 1 << 20)
+    metrics.observe({"ditmesh.queue.length": lambda: 4, "ditmesh.bytes_in_flight": lambda: 1 << 20})
     text = urllib.request.urlopen(f"http://{address}/metrics", timeout=10).read().decode()
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"http://{address}/other", timeout=10)

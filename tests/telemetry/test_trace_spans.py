@@ -267,7 +267,7 @@ def test_without_opentelemetry_everything_still_works() -> None:
         "config = t.TelemetryConfig('c', exporters=('file',), trace_file=Path('/nowhere/x'))\n"
         "active = t.setup(config)\n"
         "active.metrics.job_ended(model='m', outcome='OK', seconds=1.0)\n"
-        "active.metrics.observe_load(queue_length=int, bytes_in_flight=int)\n"
+        "active.metrics.observe({'ditmesh.queue.length': int})\n"
         "with t.client_span('a.B/C') as call:\n"
         "    call.event('x', y=1); call.set(z=2); call.fail(ValueError())\n"
         "    print(t.current_metadata()[0][0], len(call.trace_id))\n"
