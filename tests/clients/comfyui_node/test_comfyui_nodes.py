@@ -1,0 +1,220 @@
+"""The pack as ComfyUI and an artist see it: inputs, names, help pages, languages, start-up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import clients.comfyui_node as pack
+from clients.comfyui_node import choice, comfy_api, dispatcher
+from clients.comfyui_node.cluster_text import cluster_text
+from clients.comfyui_node.dispatcher import ClientCache, Dispatcher
+from clients.comfyui_node.report import Report
+
+FOLDER = Path(pack.__file__).parent
+ROOT = FOLDER.parents[1]
+NODES = sorted(pack.NODE_CLASS_MAPPINGS)
+LANGUAGES = ("en", "zh")
+
+KSAMPLER = (
+    *("model", "seed", "steps", "cfg", "sampler_name", "scheduler"),
+    *("positive", "negative", "latent_image", "denoise"),
+)
+KSAMPLER_ADVANCED = (
+    *("model", "add_noise", "noise_seed", "steps", "cfg", "sampler_name", "scheduler"),
+    *("positive", "negative", "latent_image", "start_at_step", "end_at_step"),
+    "return_with_leftover_noise",
+)
+
+
+@pytest.fixture(autouse=True)
+def comfyui(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lists that ComfyUI fills."""
+    monkeypatch.setattr(comfy_api, "sampler_names", lambda: ["euler", "dpmpp_2m"])
+    monkeypatch.setattr(comfy_api, "scheduler_names", lambda: ["simple"])
+
+
+def input_names(node: str) -> list[str]:
+    kinds = pack.NODE_CLASS_MAPPINGS[node].INPUT_TYPES()
+    return [*kinds["required"], *kinds.get("optional", {})]
+
+
+@pytest.mark.parametrize(
+    ("node", "names"),
+    [("XDiTKSampler", KSAMPLER), ("XDiTKSamplerAdvanced", KSAMPLER_ADVANCED)],
+)
+def test_samplers_have_ksamplers_inputs_in_its_order(node: str, names: tuple[str, ...]) -> None:
+    """So that one replaces the other in a workflow; the dispatcher comes last and is optional."""
+    kinds = pack.NODE_CLASS_MAPPINGS[node].INPUT_TYPES()
+    assert tuple(kinds["required"]) == names
+    assert list(kinds["optional"]) == ["xdit_dispatcher"]
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_input_is_a_parameter_and_has_a_tooltip(node: str) -> None:
+    """What ComfyUI passes is what the function takes."""
+    cls = pack.NODE_CLASS_MAPPINGS[node]
+    kinds = cls.INPUT_TYPES()
+    taken = getattr(cls, cls.FUNCTION).__code__
+    parameters = set(taken.co_varnames[1 : taken.co_argcount])
+    assert parameters == {*input_names(node), *kinds.get("hidden", {})}
+    for group in ("required", "optional"):
+        for name, (_, options) in kinds.get(group, {}).items():
+            assert options.get("tooltip"), name
+    assert cls.DESCRIPTION
+    assert len(cls.OUTPUT_TOOLTIPS) == len(cls.RETURN_TYPES)
+    assert node in pack.NODE_DISPLAY_NAME_MAPPINGS
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("node", NODES)
+def test_every_node_is_explained_in_every_language(node: str, language: str) -> None:
+    """A help page, and a translation of each input that the node has, and of no other."""
+    page = FOLDER / pack.WEB_DIRECTORY / "docs" / node / f"{language}.md"
+    assert page.read_text(encoding="utf-8").startswith("# ")
+    definitions = json.loads(
+        (FOLDER / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8")
+    )
+    assert sorted(definitions) == NODES
+    assert definitions[node]["display_name"]
+    translated = definitions[node]["inputs"]
+    assert sorted(translated) == sorted(input_names(node))
+    assert all(entry["name"] and entry["tooltip"] for entry in translated.values())
+
+
+def test_loading_the_pack_loads_nothing_else() -> None:
+    """ComfyUI starts no slower: neither torch nor gRPC nor ditmesh is imported by the pack."""
+    code = (
+        "import sys, clients.comfyui_node; "
+        "heavy = {'torch', 'grpc', 'google', 'numpy', 'ditmesh', 'comfy'} & set(sys.modules); "
+        "print(*sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def workflows() -> list[Path]:
+    return sorted((FOLDER / "example_workflows").glob("*.json"))
+
+
+def test_there_are_example_workflows() -> None:
+    """The four that the README names."""
+    assert len(workflows()) == 4
+
+
+@pytest.mark.parametrize("path", workflows(), ids=lambda path: path.stem)
+def test_example_workflows_fit_the_nodes(path: Path) -> None:
+    """Each has a thumbnail, sound links, and as many widget values as its nodes have widgets."""
+    assert path.with_suffix(".jpg").is_file()
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert any(node["type"].startswith("XDiT") for node in nodes.values())
+    for link, source, slot, target, entry, kind in workflow["links"]:
+        assert link in nodes[source]["outputs"][slot]["links"]
+        assert nodes[target]["inputs"][entry]["link"] == link
+        assert nodes[source]["outputs"][slot]["type"] == kind
+    for node in nodes.values():
+        if node["type"] in pack.NODE_CLASS_MAPPINGS:
+            assert len(node["widgets_values"]) == len(widgets(node["type"]))
+
+
+def widgets(node: str) -> list[str]:
+    kinds = pack.NODE_CLASS_MAPPINGS[node].INPUT_TYPES()
+    names = []
+    for name, (kind, options) in {**kinds["required"], **kinds.get("optional", {})}.items():
+        if kind in ("STRING", "INT", "FLOAT", "BOOLEAN") or isinstance(kind, list):
+            names.append(name)
+            names += ["control"] * bool(options.get("control_after_generate"))
+    return names
+
+
+def test_one_connection_serves_equal_dispatchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the token in the environment changes."""
+    made: list[Dispatcher] = []
+    cache = ClientCache(lambda given: made.append(given) or object())
+    monkeypatch.setenv(dispatcher.TOKEN_VARIABLE, "one")
+    first = cache.get(Dispatcher("a:1"))
+    assert cache.get(Dispatcher("a:1")) is first
+    assert cache.get(Dispatcher("b:1")) is not first
+    monkeypatch.setenv(dispatcher.TOKEN_VARIABLE, "two")
+    assert cache.get(Dispatcher("a:1")) is not first
+    assert len(made) == 3
+
+
+def test_no_dispatcher_means_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or this machine's cluster."""
+    monkeypatch.delenv(dispatcher.ADDRESS_VARIABLE, raising=False)
+    assert Dispatcher.from_environment().address == dispatcher.DEFAULT_ADDRESS
+    monkeypatch.setenv(dispatcher.ADDRESS_VARIABLE, "gpus:50050")
+    assert Dispatcher.from_environment().address == "gpus:50050"
+
+
+def test_the_token_is_no_part_of_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI writes inputs into error reports and pictures."""
+    monkeypatch.setenv(dispatcher.TOKEN_VARIABLE, "secret")
+    assert "secret" not in repr(Dispatcher.from_environment())
+
+
+def card(name: str, has_pipeline: bool = False, **more: Any) -> Any:
+    values = {"family": "flux", "parameters": 12_000_000_000, "on_group": True, "on_local": False}
+    return SimpleNamespace(name=name, has_pipeline=has_pipeline, **{**values, **more})
+
+
+def test_a_single_model_need_not_be_named() -> None:
+    """Of several, the name decides; the error lists them."""
+    one, two = card("one"), card("two", has_pipeline=True)
+    assert choice.pick([one], "", "here", False) is one
+    assert choice.pick([one, two], "two", "here", False) is two
+    assert choice.pick([one, two], "", "here", True) is two
+    with pytest.raises(choice.NoModel, match="choose one of: one, two"):
+        choice.pick([one, two], "", "here", False)
+    with pytest.raises(choice.NoModel, match="'three'; there are: one, two"):
+        choice.pick([one, two], "three", "here", False)
+    with pytest.raises(choice.NoModel, match=r"can encode prompts.*none"):
+        choice.pick([one], "", "here", True)
+
+
+def test_the_cluster_in_words() -> None:
+    """Group, queue and models, each on a line; or what is wrong."""
+    group = SimpleNamespace(state="ready", world_size=8, meshes=("ulysses=8",), problem="")
+    queue = SimpleNamespace(running=1, waiting=2)
+    local = SimpleNamespace(available=True)
+    cluster = SimpleNamespace(group=group, queue=queue, local=local, models=[card("flux1-dev")])
+    assert cluster_text("here:1", cluster).splitlines() == [
+        "here:1: 8 GPUs ready (ulysses=8)",
+        "1 running, 2 waiting",
+        "flux1-dev (flux, 12.0 B parameters; group)",
+    ]
+    group.state, group.problem, cluster.models = "none", "no node answers", []
+    assert "the coordinator samples itself: no node answers" in cluster_text("here:1", cluster)
+    local.available = False
+    assert "nothing can sample" in cluster_text("here:1", cluster)
+
+
+def test_a_fallback_is_told_with_its_reason() -> None:
+    """Who went on, from which step, and why."""
+    note = SimpleNamespace(
+        at_step=3, target="local", reason="GROUP_LOST", message="a rank died", source="group"
+    )
+    part = SimpleNamespace(
+        executor="local", ranks=1, mesh="", first_step=3, end_step=8, seconds=2.0, epoch=0
+    )
+    summary = SimpleNamespace(
+        segments=[part],
+        fallbacks=[note],
+        queue_seconds=1.5,
+        run_seconds=2.5,
+        trace_id="",
+        job_id="j",
+    )
+    assert Report.whole(summary).lines == (
+        "the coordinator's own sampler: 5 steps in 2.00 s",
+        "from step 3 on the coordinator's own sampler: a rank died",
+        "waited 1.5 s",
+    )
