@@ -42,8 +42,11 @@ class Cluster:
         late = any(not link.seen for link in links)
         return late and asyncio.get_running_loop().time() < self._settled_at
 
-    def find_model(self, name: str) -> cluster_pb2.Model:
-        """Raises UnknownModel naming those there are, or Unavailable while that may change."""
+    def find_model(self, name: str, *, field: str) -> cluster_pb2.Model:
+        """Raises UnknownModel naming those there are, or Unavailable while that may change.
+
+        `field` is where the request has the name.
+        """
         models = self.models()
         if name in models:
             return models[name]
@@ -52,9 +55,7 @@ class Cluster:
                 f"model {name!r} is not known yet: the cluster is starting", retry_after_s=1.0
             )
         known = ", ".join(sorted(models)) or "none"
-        raise UnknownModel(
-            f"unknown model {name!r}; this cluster serves: {known}", field="job.model"
-        )
+        raise UnknownModel(f"unknown model {name!r}; this cluster serves: {known}", field=field)
 
     def models(self) -> dict[str, cluster_pb2.Model]:
         """Every model that some executor could run, by name. The nodes' word counts first."""

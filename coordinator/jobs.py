@@ -88,7 +88,7 @@ class JobTable:
             return self._known(self._records[key], digest), True
         self._make_room(0)
         async with self._admitting:
-            model = self._cluster.find_model(spec.model)
+            model = self._cluster.find_model(spec.model, field="job.model")
             admitted = await asyncio.to_thread(admit, spec, model, self._limits)
         if key in self._records:
             # Another stream brought it meanwhile.

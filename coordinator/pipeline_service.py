@@ -55,7 +55,7 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
         """Encode one prompt."""
         async with answering(context, "ditmesh.v1.PipelineService/EncodePrompt"):
             scope = self._identities.of(context)
-            self._model(request.model)
+            self._model(request.model, "model")
             if len(request.prompt) > self._limits.prompt_characters:
                 raise LimitExceeded(
                     f"the prompt has {len(request.prompt)} characters; this server takes at most "
@@ -100,7 +100,7 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
                 yield pb.DecodeLatentResponse(chunk=chunk)
 
     def _announced(self, wanted: pb.LatentToDecode, scope: str) -> Receiver:
-        model = self._model(wanted.model)
+        model = self._model(wanted.model, "latent.model")
         specs = read_specs(
             [wanted.latent], field="latent.latent", max_bytes=self._limits.request_bytes
         )
@@ -135,12 +135,12 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
             receiver.feed((await _next(call, kind)).chunk)
         return receiver.tensors()
 
-    def _model(self, name: str) -> cluster_pb2.Model:
-        model = self._cluster.find_model(name)
+    def _model(self, name: str, field: str) -> cluster_pb2.Model:
+        model = self._cluster.find_model(name, field=field)
         if not model.has_pipeline:
             raise InvalidRequest(
                 f"model {name!r} has no text encoders and VAE; encode and decode on your side",
-                field="model",
+                field=field,
             )
         return model
 

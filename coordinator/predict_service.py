@@ -59,7 +59,7 @@ class PredictCalls:
             raise ProtocolError("the first message of Predict must be open", field="open")
         opened = first.open
         checks.check_policy(opened.fallback, "open.fallback")
-        self._cluster.find_model(opened.model)
+        self._cluster.find_model(opened.model, field="open.model")
         model = PatchedModel(opened.model)
         if opened.weight_patches:
             receiver = self._announced(opened.tensors, "open.tensors", scope)
@@ -98,7 +98,9 @@ class PredictCalls:
         scope: str,
     ) -> AsyncIterator[pb.PredictResponse]:
         receiver = self._announced(call.tensors, "call.tensors", scope)
-        cells = self._check(call, self._cluster.find_model(opened.model), receiver.specs)
+        cells = self._check(
+            call, self._cluster.find_model(opened.model, field="open.model"), receiver.specs
+        )
         yield _needed(receiver)
         tensors = await self._receive(receiver, "call.tensors", requests)
         output, executor, reason = await self._compute(call, tensors, opened, model, cells)

@@ -114,15 +114,14 @@ class JobRecord:
             words.append(decision.message)
         source = self.segments[-1].executor if self.segments else "group"
         done = self.segments[-1].end_step if self.segments else self.step
-        fallback = pb.Fallback(
-            to=executor.name,
+        return pb.Fallback(
+            source=source,
+            target=executor.name,
             reason=moved.reason if moved is not None else decision.reason,
             message="; ".join(words),
             at_step=self.step,
             repeated_steps=max(done - self.step, 0),
         )
-        setattr(fallback, "from", source)  # a keyword of Python
-        return fallback
 
     def begin_segment(self, executor: Executor) -> None:
         """An executor starts to work on the job."""

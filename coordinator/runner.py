@@ -264,15 +264,16 @@ class Runner:
         if fallback is None:
             return
         record.fallbacks.append(fallback)
-        source = getattr(fallback, "from")  # a keyword of Python
-        self._metrics.fell_back(reason=fallback.reason, source=source, target=fallback.to)
+        self._metrics.fell_back(
+            reason=fallback.reason, source=fallback.source, target=fallback.target
+        )
         with telemetry.span(
             "fallback",
             parent=record.span,
             reason=fallback.reason,
             message=fallback.message,
-            source=source,
-            target=fallback.to,
+            source=fallback.source,
+            target=fallback.target,
             at_step=fallback.at_step,
         ):
-            log.warning("job %s moves to %s: %s", record.job_id, fallback.to, fallback.message)
+            log.warning("job %s moves to %s: %s", record.job_id, fallback.target, fallback.message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -22,6 +22,7 @@ from ditmesh import rpc_status, telemetry
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, InternalError, JobCancelled, ProtocolError
 from ditmesh.exchange import Receiver, chunks
+from ditmesh.tensors import WireTensor
 from ditmesh.v1 import sampler_pb2 as pb
 from ditmesh.v1 import sampler_pb2_grpc, tensor_pb2
 
@@ -149,10 +150,22 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
             raise bare(record.error)
         if record.end is None or record.end.result is None:
             raise InternalError("the job ended without a result")
-        yield pb.SampleResponse(result=record.end.result)
-        for chunk in chunks(record.end.tensors, range(len(record.end.tensors))):
+        result, tensors = self._named(record.end.result, record.end.tensors, record.scope)
+        yield pb.SampleResponse(result=result)
+        for chunk in chunks(tensors, range(len(tensors))):
             yield pb.SampleResponse(chunk=chunk)
         yield pb.SampleResponse(summary=record.summary())
+
+    def _named(
+        self, result: pb.SampleResult, tensors: Sequence[WireTensor], scope: str
+    ) -> tuple[pb.SampleResult, Sequence[WireTensor]]:
+        """The result with its latent hashed and kept, so that decoding it needs no upload."""
+        latent = tensors[result.latent].hashed()
+        self._store.put(scope, latent)
+        named = pb.SampleResult()
+        named.CopyFrom(result)
+        named.tensors[result.latent].CopyFrom(latent.spec.to_proto())
+        return named, tensors
 
     async def _await_cancel(self, record: JobRecord, requests: _Requests) -> None:
         """A cancel ends the job; a stream that merely ends does not."""

@@ -135,8 +135,8 @@ def read_summary(message: pb.JobSummary) -> Summary:
         ),
         fallbacks=tuple(
             FallbackNote(
-                source=getattr(f, "from"),  # a keyword of Python
-                target=f.to,
+                source=f.source,
+                target=f.target,
                 reason=f.reason,
                 message=f.message,
                 at_step=f.at_step,

@@ -117,19 +117,20 @@ class Segment(_message.Message):
     def __init__(self, executor: _Optional[str] = ..., epoch: _Optional[int] = ..., ranks: _Optional[int] = ..., mesh: _Optional[str] = ..., first_step: _Optional[int] = ..., end_step: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Fallback(_message.Message):
-    __slots__ = ("to", "reason", "message", "at_step", "repeated_steps")
-    FROM_FIELD_NUMBER: _ClassVar[int]
-    TO_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("source", "target", "reason", "message", "at_step", "repeated_steps")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     AT_STEP_FIELD_NUMBER: _ClassVar[int]
     REPEATED_STEPS_FIELD_NUMBER: _ClassVar[int]
-    to: str
+    source: str
+    target: str
     reason: str
     message: str
     at_step: int
     repeated_steps: int
-    def __init__(self, to: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., at_step: _Optional[int] = ..., repeated_steps: _Optional[int] = ..., **kwargs) -> None: ...
+    def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., at_step: _Optional[int] = ..., repeated_steps: _Optional[int] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
     __slots__ = ("open", "call", "chunk")

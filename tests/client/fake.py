@@ -71,6 +71,7 @@ class Fake(
         self.streams: list[Stream] = []
         self.predict_opens: list[pb.PredictOpen] = []
         self.needed: list[tuple[int, ...]] = []
+        self.polls: list[tuple[tuple[str, str | bytes], ...]] = []
         self.before_job: Callable[[int], None] = lambda stream: None
         self.before_step: Callable[[int, int], None] = lambda stream, step: None
         self.before_call: Callable[[int], None] = lambda call: None
@@ -165,6 +166,7 @@ class Fake(
         self, request: cluster_pb2.GetClusterRequest, context: grpc.ServicerContext
     ) -> cluster_pb2.GetClusterResponse:
         """What the test has set."""
+        self.polls.append(tuple(context.invocation_metadata()))
         return self.cluster
 
     def EncodePrompt(
@@ -263,8 +265,9 @@ def _result(job: FakeJob) -> Iterator[pb.SampleResponse]:
         executor="group", epoch=3, ranks=8, mesh="ulysses=8", end_step=STEPS, seconds=0.5
     )
     summary = pb.JobSummary(job_id=job.spec.job_id, trace_id="ab" * 16, segments=[segment])
-    fallback = pb.Fallback(to="local", reason="GROUP_LOST", message="a rank died", at_step=2)
-    setattr(fallback, "from", "group")
+    fallback = pb.Fallback(
+        source="group", target="local", reason="GROUP_LOST", message="a rank died", at_step=2
+    )
     summary.fallbacks.append(fallback)
     yield pb.SampleResponse(summary=summary)
 

@@ -31,7 +31,7 @@ def segments(summary: pb.JobSummary) -> list[tuple[str, int, int]]:
 
 
 def fallbacks(summary: pb.JobSummary) -> list[tuple[str, str, str]]:
-    return [(getattr(f, "from"), f.to, f.reason) for f in summary.fallbacks]
+    return [(f.source, f.target, f.reason) for f in summary.fallbacks]
 
 
 def test_a_job_runs_on_the_group_and_says_so() -> None:
