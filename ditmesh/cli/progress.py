@@ -53,6 +53,11 @@ class ProgressView:
         elif isinstance(event, Progress):
             self._progress(event)
 
+    def leave(self) -> None:
+        """The job is done: its bar stays, and what comes next is written below."""
+        if self._live and self._started_at is not None:
+            self._write("\n")
+
     def say(self, words: str) -> None:
         """A line that stays."""
         self.clear()

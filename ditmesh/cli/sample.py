@@ -192,13 +192,11 @@ def _encoded(client: Client, card: ModelCard, prompt: str, guidance: float | Non
 def _follow(job: JobHandle, view: ProgressView) -> Progress | None:
     """Show the job until its end; its last preview. Raises the job's error."""
     preview = None
-    try:
-        for event in job:
-            view.show(event)
-            if isinstance(event, Progress) and event.preview is not None:
-                preview = event
-    finally:
-        view.clear()
+    for event in job:
+        view.show(event)
+        if isinstance(event, Progress) and event.preview is not None:
+            preview = event
+    view.leave()
     return preview
 
 

@@ -103,8 +103,9 @@ def supervise(
 ) -> int:
     """Run a cluster and `more` processes beside it; the supervisor's exit code. Raises as `run`."""
     cluster.check()
-    # What it says on import concerns image processors that nothing here uses.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # What they say when they load concerns those who build pipelines, not those who run them.
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     with tempfile.TemporaryDirectory(prefix="ditmesh-") as folder:
         children, preload = cluster.children(Path(folder))
         supervisor = Supervisor(

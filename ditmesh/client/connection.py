@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from ditmesh import rpc_status
 from ditmesh.client.retry import RetryPolicy
 from ditmesh.errors import InvalidRequest
 from ditmesh.telemetry import current_metadata
-from ditmesh.telemetry.propagation import Metadata
+from ditmesh.telemetry.propagation import Metadata, TraceContext, inject
 
 DEFAULT_ADDRESS: Final = "localhost:50050"
 """Where a coordinator on the same machine listens."""
@@ -92,10 +92,16 @@ class Connection:
             options.append(("grpc.ssl_target_name_override", self.tls.name))
         return options
 
-    def metadata(self) -> Metadata:
-        """What goes along with a call: the current trace, and who is calling."""
+    def metadata(self, *, begins_trace: bool = True) -> Metadata:
+        """What goes along with a call: the current trace, and who is calling.
+
+        Outside any trace the server begins one, unless `begins_trace` is False.
+        """
+        traced = current_metadata()
+        if not traced and not begins_trace:
+            traced = inject((), replace(TraceContext.new_root(), sampled=False))
         token = (("authorization", f"Bearer {self.token}"),) if self.token else ()
-        return (*current_metadata(), *token)
+        return (*traced, *token)
 
 
 @contextmanager

@@ -62,6 +62,7 @@ class SampleConversation:
         self._attempts = Attempts(retry, clock)
         self._accepted = False
         self._cancelled = False
+        self._progress = pb.Progress()
         self._message: pb.SampleResult | None = None
         self._receiver: Receiver | None = None
 
@@ -75,7 +76,10 @@ class SampleConversation:
             return None
         left = self._deadline - self._clock()
         if left <= 0:
-            raise DeadlineExceeded("The job's deadline passed.")
+            done = f"after step {self._progress.step} of {self._progress.steps}"
+            raise DeadlineExceeded(
+                "The job's deadline passed " + (done if self._progress.steps else "before a step")
+            )
         return left
 
     def opening(self) -> list[pb.SampleRequest]:
@@ -101,6 +105,7 @@ class SampleConversation:
         if kind == "queue":
             return (), Queued(response.queue.position)
         if kind == "progress":
+            self._progress = response.progress
             return (), read_progress(response.progress)
         if kind == "result":
             self._begin_result(response.result)
@@ -115,6 +120,8 @@ class SampleConversation:
 
         `failure` is what the stream broke with, None if it ended without a result.
         """
+        if failure is not None and _is_late(failure):
+            self.remaining_s()  # says it better than gRPC does
         pause = self._attempts.pause_after(failure, taken=self._accepted)
         left = self.remaining_s()
         if left is not None and left <= pause:
@@ -158,6 +165,11 @@ class SampleConversation:
         if value is None:
             raise InternalError(f"the server sent a {kind} before any result")
         return value
+
+
+def _is_late(failure: grpc.RpcError) -> bool:
+    code = getattr(failure, "code", lambda: None)()
+    return code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def check_needed(needed: Sequence[int], tensors: Sequence[WireTensor]) -> None:

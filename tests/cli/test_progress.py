@@ -47,6 +47,17 @@ def test_terminal() -> None:
     assert "░" not in lines[4]
 
 
+def test_finished_bar_stays() -> None:
+    """What follows a job stands below its bar; where no bar was drawn there is no empty line."""
+    stream = Terminal()
+    view = ProgressView(stream, environment={})
+    view.leave()
+    assert stream.getvalue() == ""
+    view.show(Progress(1, 1, 0.0, "group"))
+    view.leave()
+    assert stream.getvalue().endswith("step 1/1 on group\n")
+
+
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}])
 def test_no_color(environment: dict[str, str]) -> None:
     """NO_COLOR keeps the bar and takes the colour."""

@@ -13,10 +13,12 @@ import grpc
 import numpy as np
 import pytest
 
+from ditmesh import telemetry
 from ditmesh.client import TLS, Client
 from ditmesh.client.cluster import read_cluster
 from ditmesh.client.connection import Connection
 from ditmesh.errors import InvalidRequest, Unavailable, UnknownModel
+from ditmesh.telemetry import extract
 from ditmesh.v1 import cluster_pb2, cluster_pb2_grpc
 from tests.client.conftest import Call
 from tests.client.fake import Fake
@@ -56,6 +58,20 @@ def test_cluster(call: Call, fake: Fake) -> None:
     assert snapshot.local.problem == "not configured"
     with pytest.raises(UnknownModel, match="'sd3'; this cluster serves: flux"):
         snapshot.model("sd3")
+
+
+def test_polling_begins_no_trace(address: str, fake: Fake) -> None:
+    """Asking for the state is recorded nowhere, unless it is a part of something traced."""
+    with Client(address) as client:
+        client.cluster()
+        with telemetry.span("mine") as mine:
+            client.cluster()
+    alone, within = (extract(metadata) for metadata in fake.polls)
+    assert alone is not None
+    assert not alone.sampled
+    assert within is not None
+    assert within.sampled
+    assert f"{within.trace_id:032x}" == mine.trace_id
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ class Client:
             answer = self._cluster.GetCluster(
                 cluster_pb2.GetClusterRequest(),
                 timeout=self._connection.timeout_s,
-                metadata=self._connection.metadata(),
+                metadata=self._connection.metadata(begins_trace=False),
             )
         return read_cluster(answer)
 
