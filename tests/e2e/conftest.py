@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.cluster import Cluster
 from tests.e2e.clusters import Clusters
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a cluster run one after another, so that it starts once."""
+    places = [i for i, item in enumerate(items) if item.path.parent == HERE]
+    mine = sorted((items[i] for i in places), key=_cluster)
+    for i, item in zip(places, mine, strict=True):
+        items[i] = item
+
+
+def _cluster(item: pytest.Item) -> str:
+    names = getattr(item, "fixturenames", ())
+    return next((name for name in ("eight", "brittle") if name in names), "of its own")
 
 
 @pytest.fixture(scope="session")

@@ -81,3 +81,13 @@ def test_close_from_the_fallback(name: str, sampled: dict[str, Sampled], fresh: 
     result = fresh.client.sample(**job, state=stopped.state)
     assert executors(result) == [("group", STEPS // 2, STEPS)]
     assert difference(result.latent, sampled[name].whole.latent) <= 1e-4
+
+
+@pytest.mark.parametrize(("name", "k"), [(name, 1 + i % 7) for i, name in enumerate(JOBS)])
+def test_same_bits_on_eight_ranks(name: str, k: int, eight: Cluster) -> None:
+    """On eight ranks too, a job in two parts gives the bits of the job in one."""
+    whole = eight.client.sample(**JOBS[name])
+    stopped = eight.client.sample(**JOBS[name], stop_after_step=k, return_state=True)
+    result = eight.client.sample(**JOBS[name], state=stopped.state)
+    assert executors(result) == [("group", k, STEPS)]
+    assert np.array_equal(result.latent, whole.latent)
