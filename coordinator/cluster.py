@@ -17,6 +17,8 @@ from ditmesh.errors import Unavailable, UnknownModel
 from ditmesh.v1 import cluster_pb2
 
 _SMOOTHING = 0.3
+# How long the local sampler may take to be started again: its supervisor pauses for up to 5 s.
+_LOCAL_RETURNS_S = 15.0
 
 
 class Cluster:
@@ -31,7 +33,7 @@ class Cluster:
         self._executors: dict[tuple[int, int], Executor] = {}
         self._local_executor = Executor("local", [local]) if local is not None else None
         self._busy: set[str] = set()
-        self._group_seen_at = asyncio.get_running_loop().time()
+        self._group_seen_at = self._local_seen_at = asyncio.get_running_loop().time()
         self._cell_s: dict[tuple[str, str], float] = {}
         group.on_change = self._group_changed
 
@@ -102,7 +104,18 @@ class Cluster:
             has_model=model is not None and self.local_has(model),
             estimate_s=None if rate is None else rate * cells * steps_left,
             problem="" if self.local is None else self.local.view.problem,
+            returning=not up and self.local is not None and self.local_wait_s() > 0,
         )
+
+    def local_wait_s(self) -> float:
+        """How much longer a local sampler that is gone is waited for, in seconds."""
+        elapsed = asyncio.get_running_loop().time() - self._local_seen_at
+        return max(_LOCAL_RETURNS_S - elapsed, 0.0)
+
+    def local_changed(self) -> None:
+        """The local sampler came or went."""
+        self._local_seen_at = asyncio.get_running_loop().time()
+        self.on_change()
 
     def note_step(self, executor: Executor, model: str, cells: int, seconds: float) -> None:
         """Learn how fast an executor is: seconds for a step of so many latent cells."""

@@ -41,6 +41,8 @@ POLICIES = {
 }
 # A job that costs the group twice is given to the local sampler, lest it go round for ever.
 _MAX_GROUP_LOSSES = 2
+# One that the local sampler fails at twice without a step in between cannot be done.
+_MAX_LOCAL_LOSSES = 2
 _STOP_S = 5.0
 _FETCH_S = 1.0
 
@@ -237,10 +239,16 @@ class Runner:
         """The executor failed: find the newest state, and let the job queue again with it."""
         log.warning("job %s: %s", record.job_id, error)
         executor = grant.executor
-        if executor.name == "local":
-            self.fail(record, error)
-            return
         record.moved = Moved(error.reason, error.message)
+        if executor.name == "local":
+            advanced = record.segments[-1].end_step > record.segments[-1].first_step
+            record.local_losses = 1 if advanced else record.local_losses + 1
+            final = isinstance(error, BadResult) or record.local_losses >= _MAX_LOCAL_LOSSES
+            if final:
+                self.fail(record, error)
+            else:
+                self.apply(record, JobEvent.LOST)
+            return
         record.losses += 1
         if isinstance(error, GroupLost):
             self._cluster.group_failed(executor, str(error))

@@ -129,6 +129,7 @@ class Scheduler:
         now = asyncio.get_running_loop().time()
         model = self._cluster.models().get(claim.model)
         group = self._cluster.group_facts(model)
+        local = self._cluster.local_facts(model, claim.cells, claim.steps_left)
         decision = decide(
             JobFacts(
                 claim.policy,
@@ -136,7 +137,7 @@ class Scheduler:
                 claim.group_excluded,
             ),
             group,
-            self._cluster.local_facts(model, claim.cells, claim.steps_left),
+            local,
             regroup_wait_s=self._regroup_wait_s,
         )
         match decision.rung:
@@ -154,6 +155,8 @@ class Scheduler:
                 claim.granted.set_exception(
                     Unavailable(decision.message, retry_after_s=_RETRY_AFTER_S)
                 )
+            case Rung.WAIT if decision.reason and local.returning:
+                self._look_again(self._cluster.local_wait_s())
             case Rung.WAIT if not group.ready:
                 self._look_again(self._regroup_wait_s - group.waited_s)
 

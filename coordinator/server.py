@@ -102,7 +102,11 @@ class Coordinator:
         )
         local = None
         if config.local_address:
-            local = NodeLink(config.local_address, silence_s=timing.silence)
+            local = NodeLink(
+                config.local_address,
+                silence_s=timing.silence,
+                on_change=lambda link, change: cluster.local_changed(),
+            )
         cluster = Cluster(group, local, settle_s=timing.settle)
         scheduler = Scheduler(cluster, regroup_wait_s=timing.regroup_wait)
         journal = self._journal or NoJournal()

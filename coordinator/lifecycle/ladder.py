@@ -42,13 +42,17 @@ class GroupFacts:
 
 @dataclass(frozen=True)
 class LocalFacts:
-    """The local sampler at this moment. `estimate_s`: of the rest of the job, None if unknown."""
+    """The local sampler at this moment. `estimate_s`: of the rest of the job, None if unknown.
+
+    `returning`: it is not available, but it is or may soon be started again.
+    """
 
     available: bool
     free: bool
     has_model: bool
     estimate_s: float | None
     problem: str = ""
+    returning: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ def _why_not_group(job: JobFacts, group: GroupFacts, regroup_wait_s: float) -> t
 
 def _local(job: JobFacts, local: LocalFacts, reason: str, message: str) -> Decision:
     if not local.available:
+        if local.returning:
+            return Decision(Rung.WAIT, reason, message)
         detail = local.problem or "it is not configured"
         return Decision(Rung.REFUSE, reason, f"{message}, and there is no local sampler: {detail}")
     if not local.has_model:

@@ -156,9 +156,7 @@ def test_a_forbidden_fallback_is_an_error_after_the_second_loss() -> None:
     run(test())
 
 
-@pytest.mark.parametrize(
-    "failure", [ExecutorFailed("it died"), BadResult("not finite"), InvalidRequest("no", field="x")]
-)
+@pytest.mark.parametrize("failure", [BadResult("not finite"), InvalidRequest("no", field="x")])
 def test_what_fails_on_the_last_rung_fails_the_job(failure: DitmeshError) -> None:
     """With the executor's own words; another error than a loss fails it on any rung."""
 
@@ -169,6 +167,35 @@ def test_what_fails_on_the_last_rung_fails_the_job(failure: DitmeshError) -> Non
             assert type(await w.ended(record)) is type(failure)
             assert record.phase is JobPhase.FAILED
             await messages(listener)
+
+    run(test())
+
+
+def test_a_local_sampler_that_dies_is_waited_for() -> None:
+    """The job goes on there from its newest state, once the process is back."""
+
+    async def test() -> None:
+        async with world(nodes=0) as w:
+            w.scripts["local"].fail[2] = ExecutorFailed("it died")
+            record, _ = await w.begin(*make_job(steps=4))
+            assert await w.ended(record) is None
+            assert segments(record.summary()) == [("local", 0, 2), ("local", 2, 4)]
+            assert fallbacks(record.summary())[-1] == ("local", "local", "EXECUTOR_FAILED")
+
+    run(test())
+
+
+def test_a_local_sampler_that_fails_twice_at_one_step_fails_the_job() -> None:
+    """A job that no executor can do does not go round for ever."""
+
+    async def die(step: int) -> None:
+        raise ExecutorFailed("it died")
+
+    async def test() -> None:
+        async with world(nodes=0) as w:
+            w.scripts["local"].before = die
+            record, _ = await w.begin(*make_job(steps=4))
+            assert isinstance(await w.ended(record), ExecutorFailed)
 
     run(test())
 
