@@ -15,11 +15,9 @@ compile() { # compile OUT EXTRA [option ...]
 
 # torch's CPU build is not on PyPI, and what the CUDA build needs is not for it.
 without_torch=$(sed 's/^/--no-emit-package /' deploy/docker/cuda-packages.txt | tr '\n' ' ')
-# What the coordinator never imports: sequence parallelism, pipelines, training.
-without_group=$(sed 's/^/--no-emit-package /' deploy/docker/group-packages.txt | tr '\n' ' ')
 
 compile node.lock node
 # shellcheck disable=SC2086
 compile node-cpu.lock node $without_torch
 # shellcheck disable=SC2086
-compile coordinator.lock coordinator $without_torch $without_group
+compile coordinator.lock coordinator $without_torch --no-emit-package triton

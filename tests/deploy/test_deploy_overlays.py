@@ -108,5 +108,5 @@ def test_a_changed_option_rolls_the_pods(built: Built, tmp_path: Path) -> None:
 def test_an_overlay_that_kustomize_refuses_is_reported(tmp_path: Path) -> None:
     """A missing file is a problem with a message, not an empty deployment."""
     (tmp_path / "kustomization.yaml").write_text("resources: [missing.yaml]\n")
-    with pytest.raises(manifests.BuildFailed, match="missing.yaml"):
+    with pytest.raises(manifests.BuildFailed, match=r"missing\.yaml"):
         manifests.build(tmp_path)

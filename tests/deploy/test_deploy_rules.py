@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -203,12 +204,7 @@ def test_a_rule_sees_what_it_is_for(
     assert list(rule(found)) == []
     harm(found)
     problems = list(rule(found))
-    assert len(problems) >= 1
-    pytest.raises(AssertionError, _all_silent, problems).match(message)
-
-
-def _all_silent(problems: list[str]) -> None:
-    raise AssertionError("\n".join(problems))
+    assert any(re.search(message, problem) for problem in problems), problems
 
 
 @pytest.mark.parametrize(
