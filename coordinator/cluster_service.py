@@ -23,6 +23,7 @@ _NODE_STATES = {
     NodePhase.DOWN: pb.NODE_STATE_DOWN,
     NodePhase.IDLE: pb.NODE_STATE_IDLE,
     NodePhase.JOINED: pb.NODE_STATE_JOINED,
+    NodePhase.DRAINING: pb.NODE_STATE_DRAINING,
 }
 _GROUP_STATES = {
     GroupPhase.NONE: pb.GROUP_STATE_NONE,

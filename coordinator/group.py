@@ -153,7 +153,7 @@ class GroupManager:
     def _node_changed(self, link: NodeLink, change: Change) -> None:
         match change:
             case Change.UP:
-                self._handle(NodeUp(link.address, link.view.epoch))
+                self._handle(NodeUp(link.address, link.newest_epoch))
             case Change.DRAINING:
                 self._handle(NodeDraining(link.address))
             case Change.DOWN:

@@ -64,6 +64,11 @@ class NodeLink:
         """Whether it answers."""
         return self.view.phase is not lifecycle.NodePhase.DOWN
 
+    @property
+    def newest_epoch(self) -> int:
+        """The newest group that it remembers, 0 for none; it joins only newer ones."""
+        return self.report.newest_epoch if self.report is not None else 0
+
     def models(self) -> dict[str, cluster_pb2.Model]:
         """What is in its folder, by name; nothing while it is down."""
         return {m.model.name: m.model for m in self.report.models} if self.report else {}

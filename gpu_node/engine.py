@@ -45,6 +45,11 @@ class GroupEngine:
         group = self._group
         return group.epoch if group is not None else self._joining
 
+    @property
+    def newest_epoch(self) -> int:
+        """See `Engine.newest_epoch`."""
+        return self._newest_epoch
+
     def require(self, epoch: int, mesh: int) -> None:
         """Raises StaleEpoch unless this rank is in that group and mesh."""
         group = self._group

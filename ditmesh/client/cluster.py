@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ditmesh.errors import UnknownModel
+from ditmesh.models.latents import LatentFormat
 from ditmesh.v1 import cluster_pb2 as pb
 
 _NODE_STATES = {
     pb.NODE_STATE_DOWN: "down",
     pb.NODE_STATE_IDLE: "idle",
     pb.NODE_STATE_JOINED: "joined",
+    pb.NODE_STATE_DRAINING: "draining",
 }
 _GROUP_STATES = {
     pb.GROUP_STATE_NONE: "none",
@@ -25,7 +28,7 @@ class NodeInfo:
 
     address: str
     state: str
-    """"down", "idle" or "joined"."""
+    """"down", "idle", "joined" or "draining"."""
     rank: int | None
     """In the group; None while it is in none."""
     device: str
@@ -75,6 +78,16 @@ class ModelCard:
     text_dim: int
     pooled_dim: int
     num_heads: int
+    latent_format: LatentFormat
+    """How to get from its autoencoder's latents to its own and back, and to a quick preview."""
+    vae_factor: int
+    """Pixels along one side of a latent cell."""
+    default_shift: float | None
+    """Of the noise schedule, where a job says nothing; None: the family's."""
+    default_guidance: float | None
+    """Distilled guidance, where a conditioning says nothing; None: the model takes none."""
+    dimensions: Mapping[str, int]
+    """Of the transformer, as its family names them."""
 
 
 @dataclass(frozen=True)
@@ -163,4 +176,22 @@ def _model(model: pb.Model) -> ModelCard:
         text_dim=model.text_dim,
         pooled_dim=model.pooled_dim,
         num_heads=model.num_heads,
+        latent_format=_latent_format(model),
+        vae_factor=model.vae_factor,
+        default_shift=model.default_shift if model.HasField("default_shift") else None,
+        default_guidance=model.default_guidance if model.HasField("default_guidance") else None,
+        dimensions=dict(model.dimensions),
+    )
+
+
+def _latent_format(model: pb.Model) -> LatentFormat:
+    rows = zip(*[iter(model.preview_factors)] * 3, strict=True)
+    red, green, blue = model.preview_bias or (0.0, 0.0, 0.0)
+    return LatentFormat(
+        name=model.family,
+        channels=model.latent_channels,
+        scale=model.latent_scale,
+        shift=model.latent_shift,
+        rgb_factors=tuple(rows),
+        rgb_bias=(red, green, blue),
     )

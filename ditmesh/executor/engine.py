@@ -25,6 +25,11 @@ class Engine(Protocol):
         """The group this process is in, 0 for none. Any thread."""
         ...
 
+    @property
+    def newest_epoch(self) -> int:
+        """The newest group this process has been in or was to join, 0 for none. Any thread."""
+        ...
+
     def require(self, epoch: int, mesh: int) -> None:
         """Raises StaleEpoch unless this process is in that group and mesh. Any thread."""
         ...
@@ -59,7 +64,7 @@ class LocalEngine:
 
     def __init__(self, cache: ModelCache) -> None:
         self.cache = cache
-        self.epoch = 0
+        self.epoch = self.newest_epoch = 0
 
     def require(self, epoch: int, mesh: int) -> None:
         """See `Engine.require`."""

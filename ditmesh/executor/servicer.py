@@ -195,6 +195,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                 for model in self._models
             ],
             epoch=self._engine.epoch,
+            newest_epoch=self._engine.newest_epoch,
             draining=self._draining,
         )
 

@@ -13,6 +13,7 @@ class NodeState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NODE_STATE_DOWN: _ClassVar[NodeState]
     NODE_STATE_IDLE: _ClassVar[NodeState]
     NODE_STATE_JOINED: _ClassVar[NodeState]
+    NODE_STATE_DRAINING: _ClassVar[NodeState]
 
 class GroupState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -24,6 +25,7 @@ NODE_STATE_UNSPECIFIED: NodeState
 NODE_STATE_DOWN: NodeState
 NODE_STATE_IDLE: NodeState
 NODE_STATE_JOINED: NodeState
+NODE_STATE_DRAINING: NodeState
 GROUP_STATE_UNSPECIFIED: GroupState
 GROUP_STATE_NONE: GroupState
 GROUP_STATE_FORMING: GroupState

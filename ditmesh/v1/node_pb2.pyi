@@ -27,7 +27,7 @@ class WatchRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WatchResponse(_message.Message):
-    __slots__ = ("incarnation", "pid", "device", "memory_total_bytes", "memory_used_bytes", "models", "epoch", "draining")
+    __slots__ = ("incarnation", "pid", "device", "memory_total_bytes", "memory_used_bytes", "models", "epoch", "draining", "newest_epoch")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class WatchResponse(_message.Message):
     MODELS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_EPOCH_FIELD_NUMBER: _ClassVar[int]
     incarnation: str
     pid: int
     device: str
@@ -44,7 +45,8 @@ class WatchResponse(_message.Message):
     models: _containers.RepeatedCompositeFieldContainer[NodeModel]
     epoch: int
     draining: bool
-    def __init__(self, incarnation: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., memory_total_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[NodeModel, _Mapping]]] = ..., epoch: _Optional[int] = ..., draining: bool = ...) -> None: ...
+    newest_epoch: int
+    def __init__(self, incarnation: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., memory_total_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[NodeModel, _Mapping]]] = ..., epoch: _Optional[int] = ..., draining: bool = ..., newest_epoch: _Optional[int] = ...) -> None: ...
 
 class NodeModel(_message.Message):
     __slots__ = ("model", "loaded")
