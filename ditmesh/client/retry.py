@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import grpc
 
 from ditmesh import rpc_status
-from ditmesh.errors import DitmeshError, Retry, Unavailable
+from ditmesh.errors import DitmeshError, Draining, Retry, Unavailable
 
 FIRST_DELAY_S = 0.1
 """Pause before the first new attempt; each further one is twice as long."""
@@ -55,7 +55,7 @@ class Attempts:
         """Seconds to wait before the next attempt; raises the failure when there is none.
 
         `failure` is None for a stream that ended before its work. `taken`: the server has
-        accepted the work, so what it says about it is final.
+        accepted the work, so what it says about it is final, except that it shuts down.
         """
         error: DitmeshError = (
             Unavailable("The server ended the stream before its work was done.")
@@ -64,10 +64,18 @@ class Attempts:
         )
         if self._heard and (failure is None or stream_broke(failure)):
             return self._reattach(error, failure)
+        if taken and (isinstance(error, Draining) or self._sent_again(error)):
+            # The server goes, or has just come and knows neither the work nor its nodes yet.
+            pause = self._reattach(error, failure)
+            return max(pause, error.retry_after_s or 0.0)
         if taken or error.retry is not Retry.LATER or self._left <= 0:
             raise error from failure
         self._left -= 1
         return error.retry_after_s or self._next_delay()
+
+    def _sent_again(self, error: DitmeshError) -> bool:
+        """Whether this refuses for now an attempt to take up what broke, and not the work."""
+        return self._broken_since is not None and error.retry is Retry.LATER
 
     def _reattach(self, error: DitmeshError, failure: grpc.RpcError | None) -> float:
         now = self._clock()

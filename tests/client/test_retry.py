@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from ditmesh.client.retry import Attempts, RetryPolicy
-from ditmesh.errors import InvalidRequest, Overloaded, Unavailable
+from ditmesh.errors import Draining, InvalidRequest, Overloaded, Unavailable
 from ditmesh.rpc_status import trailing_metadata
 
 
@@ -99,3 +99,15 @@ def test_wrong_requests_are_never_repeated() -> None:
     attempts = Attempts(RetryPolicy(retries=9), Clock())
     with pytest.raises(InvalidRequest, match="steps"):
         attempts.pause_after(Failure(InvalidRequest("steps is 0")), taken=False)
+
+
+def test_work_of_a_server_that_goes_is_taken_up_at_the_next() -> None:
+    """A server that drains, and one that has just begun, are no end of work that was taken."""
+    clock = Clock()
+    attempts = Attempts(RetryPolicy(reattach_s=10.0), clock)
+    attempts.heard()
+    assert attempts.pause_after(Failure(Draining("going", retry_after_s=1.0)), taken=True) == 1.0
+    assert attempts.pause_after(Failure(Unavailable("starting")), taken=True) == 0.2
+    clock.now += 11.0
+    with pytest.raises(Unavailable, match="starting"):
+        attempts.pause_after(Failure(Unavailable("starting")), taken=True)
