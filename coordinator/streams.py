@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from ditmesh import rpc_status, telemetry
-from ditmesh.errors import DeadlineExceeded, DitmeshError
+from ditmesh.errors import DeadlineExceeded, DitmeshError, ProtocolError
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ async def answering(
             yield span
     except DitmeshError as error:
         await rpc_status.abort(context, error)
+    except DecodeError:
+        unreadable = ProtocolError("a message of the stream is not what the contract says")
+        await rpc_status.abort(context, unreadable)
     except grpc.aio.AioRpcError as error:
         await rpc_status.abort(context, rpc_status.from_rpc_error(error, peer="the local sampler"))
     except grpc.aio.BaseError:

@@ -32,9 +32,10 @@ ALLOWED = frozenset(
 )
 """What a malformed request may be answered with. Never INTERNAL or UNKNOWN: these are defects.
 
-gRPC itself answers INTERNAL to bytes that are no message, before any code of ours runs.
+gRPC itself answers UNKNOWN to bytes that are no message of a unary call, before any code of ours
+runs.
 """
-_NO_MESSAGE = "Exception deserializing request!"
+_NO_MESSAGE = "google.protobuf.message.DecodeError"
 
 
 @dataclass
