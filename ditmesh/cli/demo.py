@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import signal
 import sys
@@ -170,7 +169,7 @@ def _plan(args: argparse.Namespace, models: Path, address: str, spans: Path) -> 
         width, height = args.size or sample.size(_PROMPT_SIZE)
         job = ("--prompt", args.prompt or _PROMPT, "--size", f"{width}x{height}")
         seed = ("--seed", str(args.seed))
-        prompt = (_link(models, model), *job, *seed, *_shift(model), *common)
+        prompt = (_link(models, model), *job, *seed, *common)
     if args.prompt is None:
         checkpoint = _GOLDEN_MODEL if prompt or args.model is None else args.model
         case = args.golden or _GOLDEN
@@ -191,20 +190,6 @@ def _link(models: Path, path: Path) -> str:
     link = models / path.resolve().name
     link.symlink_to(path.resolve())
     return link.stem if path.is_file() else link.name
-
-
-def _shift(model: Path) -> tuple[str, ...]:
-    """The shift with which a pipeline's scheduler was trained, as an option, if it is fixed.
-
-    diffusers stores s in s t / (1 + (s - 1) t); Flux's mu is its logarithm.
-    """
-    file = model / "scheduler" / "scheduler_config.json"
-    if not file.is_file():
-        return ()
-    stored = json.loads(file.read_bytes())
-    if stored.get("use_dynamic_shifting") or not stored.get("shift"):
-        return ()
-    return ("--shift", repr(math.log(stored["shift"])))
 
 
 def _client_trace(spans: Path) -> str | None:

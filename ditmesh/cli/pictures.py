@@ -8,36 +8,26 @@ import numpy as np
 import numpy.typing as npt
 
 from ditmesh.cli.png import encode_png, enlarged
-from ditmesh.client import Client, Progress
+from ditmesh.client import Client
 from ditmesh.client.cluster import ModelCard
-
-CELL_PIXELS = 8
-"""Pixels that one latent cell covers, for the autoencoders of Flux."""
 
 
 def write_pictures(
-    out: Path,
-    client: Client,
-    card: ModelCard,
-    latent: npt.NDArray[np.float32],
-    preview: Progress | None,
+    out: Path, client: Client, card: ModelCard, latent: npt.NDArray[np.float32]
 ) -> list[str]:
     """Write a PNG file for each picture of a model-space latent; lines that say what was written.
 
-    Without a pipeline the files show the newest preview, a linear map of the latent to colours.
-    Raises the client's errors, and OSError when a file cannot be written.
+    Without a pipeline the files show a linear map of the latent to colours. Raises the client's
+    errors, and OSError when a file cannot be written.
     """
     if card.has_pipeline:
         files, what = client.decode_png(card.name, latent), "the decoded picture"
-    elif preview is None or preview.preview is None:
-        return [f"no picture: {card.name} has no decoder here, and no preview came"]
+    elif not card.latent_format.rgb_factors:
+        return [f"no picture: {card.name} has no decoder here, nor colours for a preview"]
     else:
-        pictures = (enlarged(picture, CELL_PIXELS) for picture in preview.preview)
-        files = [encode_png(picture) for picture in pictures]
-        what = (
-            f"a linear preview of the latent after step {preview.step}: {card.name} has no "
-            "decoder here"
-        )
+        previews = (card.latent_format.preview_rgb(item) for item in latent)
+        files = [encode_png(enlarged(preview, card.vae_factor)) for preview in previews]
+        what = f"a linear preview of the latent: {card.name} has no decoder here"
     lines = []
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, data in zip(numbered(out, len(files)), files, strict=True):

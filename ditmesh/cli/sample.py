@@ -12,10 +12,10 @@ from ditmesh import telemetry
 from ditmesh.cli import connecting, summary
 from ditmesh.cli.exit_codes import INTERRUPTED, UsageError
 from ditmesh.cli.job_files import read_conditioning, read_golden
-from ditmesh.cli.pictures import CELL_PIXELS, write_pictures
+from ditmesh.cli.pictures import write_pictures
 from ditmesh.cli.progress import ProgressView
 from ditmesh.cli.tables import counted
-from ditmesh.client import Client, ClusterSnapshot, Conditioning, JobHandle, JobOptions, Progress
+from ditmesh.client import Client, ClusterSnapshot, Conditioning, JobHandle, JobOptions
 from ditmesh.client.cluster import ModelCard
 from ditmesh.errors import DitmeshError
 from ditmesh.options import bounded
@@ -66,7 +66,7 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     job.add_argument("--steps", type=bounded(int, 1, 10_000), default=20, help="default: 20")
     job.add_argument("--cfg", type=bounded(float, 0, 1000), default=1.0, help="default: 1")
     job.add_argument("--guidance", type=bounded(float, 0, 1000), help="default: the model's")
-    job.add_argument("--shift", type=float, help="of the noise schedule; default: the family's")
+    job.add_argument("--shift", type=float, help="of the noise schedule; default: the model's")
     job.add_argument("--seed", type=bounded(int, 0, 2**64 - 1), default=0, help="default: 0")
     job.add_argument("--denoise", type=bounded(float, 0, 1), default=1.0, help="default: 1")
     job.add_argument("--size", type=size, default=(1024, 1024), help="default: 1024x1024 pixels")
@@ -85,8 +85,8 @@ def size(text: str) -> tuple[int, int]:
     if not (cross and width.isdecimal() and height.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 1024x768")
     found = int(width), int(height)
-    if any(pixels < CELL_PIXELS or pixels % CELL_PIXELS for pixels in found):
-        raise argparse.ArgumentTypeError(f"{text}: each must be a multiple of {CELL_PIXELS}")
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text}: each must be at least 1")
     return found
 
 
@@ -113,19 +113,20 @@ def sample(client: Client, args: argparse.Namespace) -> int:
     golden = None if args.golden is None else read_golden(args.golden, card.name)
     options = golden.options if golden else _options(client, args, card)
     options["fallback"] = args.fallback
-    options["preview_every"] = int(args.out is not None and not card.has_pipeline)
     job = client.start(deadline_s=args.timeout, **options)
     try:
-        preview = _follow(job, view)
+        for event in job:
+            view.show(event)
     except KeyboardInterrupt:
         return _cancelled(job, view)
     except DitmeshError:
         view.say(f"job {job.job_id}, trace {job.trace_id}")
         raise
+    view.leave()
     result = job.result()
     print(summary.describe(result.summary, args.fallback))
     if args.out is not None:
-        for line in write_pictures(args.out, client, card, result.latent, preview):
+        for line in write_pictures(args.out, client, card, result.latent):
             print(line)
     if golden is not None:
         difference = golden.difference(result.latent)
@@ -144,13 +145,16 @@ def choose_model(snapshot: ClusterSnapshot, name: str | None) -> ModelCard:
 
 
 def _options(client: Client, args: argparse.Namespace, card: ModelCard) -> JobOptions:
-    positive, negative = _conditioning(client, args, card)
     width, height = args.size
+    cell = card.vae_factor
+    if width % cell or height % cell:
+        raise UsageError(f"--size {width}x{height}: each must be a multiple of {cell}")
+    positive, negative = _conditioning(client, args, card)
     options: JobOptions = {
         "model": card.name,
         "positive": positive,
         "negative": negative,
-        "size": (args.batch, height // CELL_PIXELS, width // CELL_PIXELS),
+        "size": (args.batch, height // cell, width // cell),
         "sampler": args.sampler,
         "scheduler": args.scheduler,
         "steps": args.steps,
@@ -187,17 +191,6 @@ def _encoded(client: Client, card: ModelCard, prompt: str, guidance: float | Non
     if guidance is None:
         return encoded.conditioning
     return dataclasses.replace(encoded.conditioning, guidance=guidance)
-
-
-def _follow(job: JobHandle, view: ProgressView) -> Progress | None:
-    """Show the job until its end; its last preview. Raises the job's error."""
-    preview = None
-    for event in job:
-        view.show(event)
-        if isinstance(event, Progress) and event.preview is not None:
-            preview = event
-    view.leave()
-    return preview
 
 
 def _cancelled(job: JobHandle, view: ProgressView) -> int:

@@ -79,7 +79,7 @@ class ModelCard:
     pooled_dim: int
     num_heads: int
     latent_format: LatentFormat
-    """How to get from its autoencoder's latents to its own and back, and to a quick preview."""
+    """From its autoencoder's latents to its own and back; to a preview, if it has factors."""
     vae_factor: int
     """Pixels along one side of a latent cell."""
     default_shift: float | None
@@ -185,13 +185,15 @@ def _model(model: pb.Model) -> ModelCard:
 
 
 def _latent_format(model: pb.Model) -> LatentFormat:
-    rows = zip(*[iter(model.preview_factors)] * 3, strict=True)
-    red, green, blue = model.preview_bias or (0.0, 0.0, 0.0)
+    """Without colours, where the server tells none."""
+    factors, bias = model.preview_factors, model.preview_bias
+    coloured = len(factors) == 3 * model.latent_channels and len(bias) == 3
+    red, green, blue = bias if coloured else (0.0, 0.0, 0.0)
     return LatentFormat(
         name=model.family,
         channels=model.latent_channels,
         scale=model.latent_scale,
         shift=model.latent_shift,
-        rgb_factors=tuple(rows),
+        rgb_factors=tuple(zip(*[iter(factors)] * 3, strict=True)) if coloured else (),
         rgb_bias=(red, green, blue),
     )

@@ -29,7 +29,13 @@ def coordinator(address: str) -> int:
     fake = Fake()
     fake.cluster.nodes.add(address="stub:1", state=pb.NODE_STATE_JOINED, rank=0)
     fake.cluster.group.state = pb.GROUP_STATE_READY
-    fake.cluster.models.add(name="tiny_flux_bfl")
+    fake.cluster.models.add(
+        name="tiny_flux_bfl",
+        latent_channels=16,
+        preview_factors=[0.1] * 48,
+        preview_bias=[0.0] * 3,
+        vae_factor=8,
+    )
     fake.cluster.queue.running = os.getpid()
     pause_s = float(os.environ.get("STUB_STEP_S", "0"))
     fake.before_step = lambda stream, step: time.sleep(pause_s)

@@ -106,7 +106,7 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         ["dance"],
         ["sample"],
         ["sample", "--prompt", "a", "--cond", "b"],
-        ["sample", "--prompt", "a", "--size", "100x64"],
+        ["sample", "--prompt", "a", "--size", "0x64"],
         ["sample", "--prompt", "a", "--size", "64"],
         ["sample", "--prompt", "a", "--seed", "-1"],
         ["sample", "--prompt", "a", "--fallback", "perhaps"],

@@ -8,7 +8,6 @@ import signal
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ditmesh.cli import main
@@ -32,7 +31,16 @@ def fake() -> Fake:
         pb.Group(state=pb.GROUP_STATE_READY, epoch=4, world_size=1, meshes=["ulysses=1"])
     )
     made.cluster.models.add(
-        name="flux", family="flux", on_group=True, parameters=12 * 10**9, num_heads=24
+        name="flux",
+        family="flux",
+        on_group=True,
+        parameters=12 * 10**9,
+        num_heads=24,
+        latent_channels=16,
+        # The first channel is red, the second green, the third blue.
+        preview_factors=[1, 0, 0, 0, 1, 0, 0, 0, 1, *[0] * 39],
+        preview_bias=[0, 0, 0.5],
+        vae_factor=8,
     )
     return made
 
@@ -62,7 +70,7 @@ def cond(tmp_path: Path) -> str:
 def test_golden(
     address: str, fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A golden case is sampled, summed up, drawn from its last preview, and compared."""
+    """A golden case is sampled, summed up, drawn as its latent looks, and compared."""
     out = tmp_path / "new" / "a.png"
     command = ["sample", "--address", address, "--golden", str(CASE), "--out", str(out)]
     assert main(command) == 0
@@ -73,9 +81,12 @@ def test_golden(
     assert " ".join(lines[2].split()) == "group 1-4 8 ranks ulysses=8 3 0.50 s 0.125 s"
     assert "fallback: from group to local after step 2" in lines[3]
     assert "GROUP_LOST, a rank died" in lines[3]
-    assert "linear preview of the latent after step 4" in lines[5]
+    assert "a linear preview of the latent: flux has no decoder here" in lines[5]
     assert lines[6].startswith("largest difference from ComfyUI's own latent: ")
-    np.testing.assert_array_equal(decode(out.read_bytes()), np.full((16, 16, 3), 4, np.uint8))
+    picture = decode(out.read_bytes())
+    assert picture.shape == (128, 128, 3)
+    assert (picture[:8, :8] == picture[0, 0]).all()  # a latent cell
+    assert (picture == 255).all()  # the fake's steps add 4 to noise-free zeros
     assert fake.streams[0].requests[0].job.sampler == "euler"
 
 
@@ -92,7 +103,6 @@ def test_options_reach_the_job(address: str, fake: Fake, cond: str) -> None:
     assert (spec.schedule.named.steps, spec.schedule.named.denoise) == (3, 0.5)
     assert list(spec.positive.guidance) == [4.0]
     assert spec.negative.HasField("text")
-    assert not spec.HasField("preview")
 
 
 def test_prompt(
@@ -121,11 +131,31 @@ def test_prompt_without_encoders(
     assert main(["sample", "--address", address, "--cond", cond, "--negative", "x"]) == 2
 
 
+def test_pictures_of_unknown_models(
+    address: str, fake: Fake, cond: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model with neither decoder nor colours gets no picture, and says so."""
+    del fake.cluster.models[0].preview_factors[:]
+    out = tmp_path / "a.png"
+    assert main(["sample", "--address", address, "--cond", cond, "--out", str(out)]) == 0
+    assert "no picture: flux has no decoder here" in capsys.readouterr().out
+    assert not out.exists()
+
+
+def test_size_that_does_not_fit(
+    address: str, cond: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pixels that are no whole latent cells are refused before anything is sampled."""
+    assert main(["sample", "--address", address, "--cond", cond, "--size", "100x64"]) == 2
+    assert "--size 100x64: each must be a multiple of 8" in capsys.readouterr().err
+
+
 def test_choice_of_model(
     address: str, fake: Fake, cond: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Among several models one must be chosen, and it must be there."""
-    fake.cluster.models.add(name="other")
+    fake.cluster.models.add().CopyFrom(fake.cluster.models[0])
+    fake.cluster.models[1].name = "other"
     assert main(["sample", "--address", address, "--cond", cond]) == 2
     assert "this cluster serves: flux, other" in capsys.readouterr().err
     assert main(["sample", "--address", address, "--cond", cond, "--model", "sd3"]) == 4

@@ -96,6 +96,32 @@ def test_ready(change: dict[str, Any], ready: bool) -> None:
     assert read_cluster(cluster_pb2.GetClusterResponse(**{**fields, **change})).ready is ready
 
 
+def test_model_card() -> None:
+    """A card tells how to use a model without knowing its family; what is absent is None."""
+    message = cluster_pb2.GetClusterResponse()
+    message.models.add(
+        name="a",
+        latent_channels=2,
+        latent_scale=0.5,
+        latent_shift=0.25,
+        preview_factors=[1, 2, 3, 4, 5, 6],
+        preview_bias=[7, 8, 9],
+        vae_factor=8,
+        default_shift=0.0,
+        dimensions={"num_layers": 3},
+    )
+    message.models.add(name="b", latent_channels=2, latent_scale=1.0)
+    known, bare = read_cluster(message).models
+    assert known.latent_format.rgb_factors == ((1, 2, 3), (4, 5, 6))
+    assert known.latent_format.rgb_bias == (7, 8, 9)
+    latent = np.full((1, 2, 1, 1), 2.25, np.float32)
+    np.testing.assert_array_equal(known.latent_format.to_model_space(latent), 1.0)
+    assert (known.default_shift, known.default_guidance) == (0.0, None)
+    assert dict(known.dimensions) == {"num_layers": 3}
+    assert bare.latent_format.rgb_factors == ()
+    assert bare.default_shift is None
+
+
 def test_states_of_a_newer_server() -> None:
     """A state that this version does not know is no crash."""
     message = cluster_pb2.GetClusterResponse()
