@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ditmesh.errors import DitmeshError
-from ditmesh.models.latents import FLUX
 
 from . import comfy_api
 from .choice import choose_model
@@ -54,9 +53,8 @@ def decode(dispatcher: Dispatcher | None, model: str, latent: Any) -> Any:
 
     dispatcher, card = choose_model(dispatcher, model, with_pipeline=True)
     client = dispatcher.client()
-    scale = getattr(card, "latent_scale", 0.0) or FLUX.scale
-    shift = getattr(card, "latent_shift", FLUX.shift) if scale != FLUX.scale else FLUX.shift
-    in_model_space = (latent.float() - shift) * scale
+    space = card.latent_format
+    in_model_space = (latent.float() - space.shift) * space.scale
     pictures = _ask(
         lambda: client.decode(card.name, in_model_space), dispatcher, "decode a picture"
     )

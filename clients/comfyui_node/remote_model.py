@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from ditmesh.models.flux_checkpoint import FluxConfig
 
 from .dispatcher import Dispatcher
 from .fingerprint import single_file_shapes
@@ -56,18 +57,14 @@ def make_remote_model(dispatcher: Dispatcher, card: Any) -> Any:
             f"The cluster's model {card.name!r} is of the family {card.family!r}; this version "
             "of the nodes knows flux. Update the node pack."
         )
-    dimensions = getattr(card, "dimensions", None) or {}
-    shift = getattr(card, "default_shift", None)
-    guided = bool(dimensions.get("guidance_embeds", 1))
-    kind = supported.Flux if guided or shift is not None else supported.FluxSchnell
-    config = kind(_unet_config(card, dimensions))
-    if shift is not None:
-        config.sampling_settings["shift"] = shift
+    config = supported.Flux(_unet_config(card))
+    if card.default_shift is not None:
+        config.sampling_settings["shift"] = card.default_shift
     config.set_inference_dtype(*_full_precision())
     base = config.get_model({}, "", device="cpu")
     base.latent_format = _latent_format(base.latent_format, card)
     base.model_config.latent_format = base.latent_format
-    weights = single_file_shapes(_flux_config(card, dimensions)) if dimensions else {}
+    weights = single_file_shapes(_flux_config(card))
     _attach(base, RemoteTransformer(dispatcher, card.name, weights))
     return comfy.model_patcher.ModelPatcher(
         base,
@@ -130,17 +127,17 @@ def _full_precision() -> tuple[Any, None]:
     return torch.float32, None
 
 
-def _unet_config(card: Any, dimensions: Mapping[str, int]) -> dict[str, Any]:
+def _unet_config(card: Any) -> dict[str, Any]:
     """What ComfyUI wants to know of a Flux that it need not build."""
     return {
         "image_model": "flux",
-        "guidance_embed": bool(dimensions.get("guidance_embeds", 1)),
+        "guidance_embed": bool(card.dimensions["guidance_embeds"]),
         "in_channels": card.latent_channels,
         "out_channels": card.latent_channels,
         "patch_size": 2,
-        "depth": dimensions.get("num_layers", 0),
-        "depth_single_blocks": dimensions.get("num_single_layers", 0),
-        "hidden_size": card.num_heads * dimensions.get("head_dim", 0),
+        "depth": card.dimensions["num_layers"],
+        "depth_single_blocks": card.dimensions["num_single_layers"],
+        "hidden_size": card.num_heads * card.dimensions["head_dim"],
         "num_heads": card.num_heads,
         "context_in_dim": card.text_dim,
         "vec_in_dim": card.pooled_dim,
@@ -148,32 +145,28 @@ def _unet_config(card: Any, dimensions: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _flux_config(card: Any, dimensions: Mapping[str, int]) -> Any:
-    from ditmesh.models.flux_checkpoint import FluxConfig
-
+def _flux_config(card: Any) -> FluxConfig:
     return FluxConfig(
         latent_channels=card.latent_channels,
-        num_layers=dimensions["num_layers"],
-        num_single_layers=dimensions["num_single_layers"],
+        num_layers=card.dimensions["num_layers"],
+        num_single_layers=card.dimensions["num_single_layers"],
         num_heads=card.num_heads,
-        head_dim=dimensions["head_dim"],
+        head_dim=card.dimensions["head_dim"],
         text_dim=card.text_dim,
         pooled_dim=card.pooled_dim,
-        guidance_embeds=bool(dimensions["guidance_embeds"]),
+        guidance_embeds=bool(card.dimensions["guidance_embeds"]),
         axes_dims=(),
     )
 
 
 def _latent_format(stock: Any, card: Any) -> Any:
-    """The latent space of the model's own autoencoder, where the cluster tells it."""
-    found = copy.copy(stock)
-    found.latent_channels = card.latent_channels
-    scale = getattr(card, "latent_scale", 0.0)
-    if scale and (scale, card.latent_shift) != (stock.scale_factor, stock.shift_factor):
-        found.scale_factor, found.shift_factor = scale, card.latent_shift
+    """The latent space of the model's own autoencoder, in the shape of ComfyUI's own."""
+    own, found = card.latent_format, copy.copy(stock)
+    found.latent_channels = own.channels
+    if (own.scale, own.shift) != (stock.scale_factor, stock.shift_factor):
         found.taesd_decoder_name = None  # made for Flux's own autoencoder
-    factors = list(getattr(card, "preview_factors", ()))
-    if factors:
-        rows = [factors[i : i + 3] for i in range(0, len(factors), 3)]
-        found.latent_rgb_factors, found.latent_rgb_factors_bias = rows, list(card.preview_bias)
+    found.scale_factor, found.shift_factor = own.scale, own.shift
+    if own.rgb_factors:
+        found.latent_rgb_factors = [list(row) for row in own.rgb_factors]
+        found.latent_rgb_factors_bias = list(own.rgb_bias)
     return found
