@@ -18,7 +18,7 @@ from ditmesh.errors import DitmeshError, InvalidRequest, InvalidTensor
 from ditmesh.exchange import read_specs
 from ditmesh.jobs import Job
 from ditmesh.models.registry import family
-from ditmesh.sampling import SAMPLERS, NoiseProcess, job_sigmas, make_plan
+from ditmesh.sampling import SAMPLERS, NoiseProcess, check_plan, job_sigmas
 from ditmesh.sampling.schedules import MAX_STEPS
 from ditmesh.tensors import DataType, TensorSpec, WireTensor
 from ditmesh.v1 import cluster_pb2
@@ -150,14 +150,9 @@ def _sigmas(spec: pb.JobSpec, model: cluster_pb2.Model) -> list[float]:
         field = "job.schedule.named"
         values = _named_sigmas(spec, process)
     try:
-        make_plan(spec.sampler, values, process, seed=spec.seed)
+        check_plan(spec.sampler, values, process, seed=spec.seed)
     except InvalidRequest as error:
         raise InvalidRequest(error.message, field=f"{field}.{error.field}") from error
-    except (ArithmeticError, RuntimeError) as error:
-        # Such as steps so small that a sampler's equations have no solution in fp32.
-        raise InvalidRequest(
-            f"{spec.sampler} cannot take these {len(values) - 1} steps: {error}", field=field
-        ) from error
     return [float(sigma) for sigma in values]
 
 

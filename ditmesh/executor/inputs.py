@@ -27,7 +27,15 @@ def build_task(spec: pb.JobSpec, tensors: Sequence[WireTensor], model: Model) ->
     reader = TensorReader(tensors, model.device)
     process = model.family.process(spec.shift if spec.HasField("shift") else None)
     sigmas = torch.tensor(list(spec.schedule.explicit.sigmas), dtype=torch.float32)
-    plan = sampling.make_plan(spec.sampler, sigmas, process, seed=spec.seed)
+    try:
+        plan = sampling.make_plan(spec.sampler, sigmas, process, seed=spec.seed)
+    except (ArithmeticError, RuntimeError) as error:
+        # Such as steps so small that a sampler's equations have no solution in fp32: no failure
+        # of this executor.
+        raise InvalidRequest(
+            f"{spec.sampler} cannot take these {len(sigmas) - 1} steps: {error}",
+            field="job.schedule",
+        ) from error
     latent = _latent(spec, reader, model)
     noise = _noise(spec, reader, latent)
     begin = sampling.begin(plan, noise, latent)

@@ -187,6 +187,8 @@ class Script:
     prepared: asyncio.Event | None = None
     runs: list[tuple[str, int]] = field(default_factory=list)
     """Job id and first step of each run."""
+    ids: list[str] = field(default_factory=list)
+    """The id of each run as executors see it."""
     ends: int = 0
     answer: Callable[[pb.PredictCall, Sequence[WireTensor]], WireTensor] | None = None
 
@@ -241,6 +243,7 @@ class FakeExecutor:
             steps = spec.stop_after_step
         first = spec.state.step if spec.HasField("state") else 0
         script.runs.append((spec.job_id.rpartition("-")[0], first))
+        script.ids.append(spec.job_id)
         empty = spec.empty_latent
         latent = f32(empty.batch, 16, empty.height, empty.width)
         for step in range(first, steps):

@@ -216,16 +216,6 @@ BAD = {
         "job.tensors[2].shape",
         "at least 1",
     ),
-    "steps that a sampler cannot take": Bad(
-        changed(
-            lambda s: (
-                setattr(s, "sampler", "uni_pc"),
-                s.schedule.explicit.sigmas.extend(np.linspace(1.0, 0.0, 10_001)),
-            )
-        ),
-        "job.schedule.explicit",
-        "uni_pc cannot take",
-    ),
 }
 
 

@@ -14,6 +14,7 @@ from coordinator.lifecycle.job import JobPhase
 from ditmesh.errors import (
     DitmeshError,
     Draining,
+    ExecutorFailed,
     JobCancelled,
     JobExists,
     LimitExceeded,
@@ -74,15 +75,12 @@ def test_what_an_executor_keeps_of_a_job_is_not_another_jobs() -> None:
 
     async def test() -> None:
         async with served(timing=Timing(settle=0.0, keep_result=0.0)) as s:
-            seen = set()
             for _ in range(3):
-                s.world.scripts["group"].runs.clear()
                 await s.sample(*make_job("same"))
-                for record in s.world.jobs._records.values():
-                    seen.add(record.admitted.spec.job_id)
-                    assert record.admitted.spec.job_id.startswith("same-")
                 await until(lambda: not s.world.jobs._records)
-            assert len(seen) == 3
+            ids = s.world.scripts["group"].ids
+            assert len(set(ids)) == 3
+            assert all(seen.startswith("same-") for seen in ids)
 
     run(test())
 
@@ -135,10 +133,11 @@ def test_a_failed_job_tells_its_error_again() -> None:
     """As often as somebody comes back, without holding on to where it was raised."""
 
     async def test() -> None:
-        async with served(nodes=0, local=False) as s:
+        async with served(nodes=0, timing=PATIENT) as s:
+            s.world.scripts["local"].fail[1] = ExecutorFailed("it died")
             for _ in range(3):
                 error = await s.refused(*make_job())
-                assert isinstance(error, Unavailable)
+                assert isinstance(error, ExecutorFailed)
             (record,) = s.world.jobs._records.values()
             assert record.error is not None
             assert record.error.__traceback__ is None

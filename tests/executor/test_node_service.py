@@ -1,0 +1,393 @@
+"""`NodeService` on one executor: runs, states, stops, single calls, and what goes wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import torch
+
+from ditmesh import errors
+from ditmesh.errors import DitmeshError
+from ditmesh.executor.servicer import ServicerLimits
+from ditmesh.jobs import Snapshot
+from ditmesh.rpc_status import from_rpc_error, from_status_bytes
+from ditmesh.tensors import WireTensor, as_wire
+from ditmesh.torch_tensors import to_torch
+from ditmesh.v1 import job_pb2, sampler_pb2, tensor_pb2
+from ditmesh.v1 import node_pb2 as pb
+from tests.executor.node import CASE, Node, Stream, golden_job, serving
+from tests.models.tiny_flux import GOLDEN
+from tests.sampling.golden_cases import load_golden
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """One executor for all tests of this file."""
+    with serving(tmp_path_factory.mktemp("node"), ServicerLimits(max_request_bytes=1 << 20)) as n:
+        yield n
+
+
+@pytest.fixture(autouse=True)
+def idle_afterwards(node: Node) -> Iterator[None]:
+    """Whatever a test did, the torch thread is free again soon, and the hooks are gone."""
+    yield
+    node.before.clear()
+    node.servicer._torch_thread.submit(lambda: None).result(timeout=20)
+
+
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def failure(act: Callable[[], Any]) -> DitmeshError:
+    """The error that a call ended with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        act()
+    return from_rpc_error(caught.value)
+
+
+def value_of(snapshot: Snapshot) -> torch.Tensor:
+    return to_torch(snapshot.tensors[snapshot.state.latent])
+
+
+def test_a_golden_case_gives_comfyuis_latent_and_a_state_after_each_step(node: Node) -> None:
+    """Every step's state, the result, and how it ended."""
+    ran = node.run(golden_job())
+    case = load_golden(CASE)
+    assert case.difference(ran.latent) <= case.tolerance
+    assert [s.step for s in ran.states] == list(range(1, 9))
+    assert ran.done is not None
+    assert ran.done.stopped == pb.STOP_REASON_UNSPECIFIED
+    assert ran.done.seconds > 0
+
+
+def test_tensors_with_a_hash_are_asked_for_once(node: Node) -> None:
+    """The second job with the same conditioning sends none of it."""
+    job = golden_job()
+    node.run(job)
+    assert node.run(job).asked == []
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "ipndm", "dpmpp_sde"])
+def test_a_state_through_the_wire_continues_to_the_same_bits(node: Node, sampler: str) -> None:
+    """From every step of a sampler without, with one, with several histories, and with noise."""
+    job = golden_job(f"flux_{sampler}_simple_n8_cfg1_d1_b1_16x16")
+    whole = node.run(job)
+    for snapshot in whole.states[::3]:
+        continued = node.run(job.continued_from(snapshot))
+        assert [s.step for s in continued.states] == list(range(snapshot.step + 1, 9))
+        assert torch.equal(continued.latent, whole.latent)
+
+
+def test_the_final_state_is_returned_when_asked_for(node: Node) -> None:
+    """Stopped after a step, it continues to the same bits; its indices count in the result."""
+    job = golden_job("flux_ipndm_simple_n8_cfg1_d1_b1_16x16", return_state=True, stop_after_step=5)
+    part = node.run(job)
+    assert part.result is not None
+    state = part.result.state
+    assert state.step == 5
+    assert len(state.history) > 1
+    by_name = {name: part.tensors[i] for name, i in state.history.items()}
+    last = part.states[-1]
+    assert by_name == {name: last.tensors[i] for name, i in last.state.history.items()}
+    assert torch.equal(part.latent, to_torch(part.tensors[state.latent]))
+    rest = golden_job("flux_ipndm_simple_n8_cfg1_d1_b1_16x16")
+    assert torch.equal(node.run(rest.continued_from(last)).latent, node.run(rest).latent)
+
+
+def test_previews_come_as_often_as_asked_for(node: Node) -> None:
+    """Small pictures of what the latent will be."""
+    ran = node.run(golden_job(preview=job_pb2.Preview(every_steps=3)))
+    assert sorted(ran.previews) == [3, 6]
+    (picture,) = {tuple(p.spec.shape) for p in ran.previews.values()}
+    assert picture == (1, 16, 16, 3)
+
+
+def test_a_preview_of_any_size_fits_in_a_message() -> None:
+    """Thinned out, not refused by gRPC."""
+    from ditmesh.executor.session import _preview
+    from ditmesh.models.latents import FLUX
+
+    picture = _preview(torch.zeros(2, 16, 1024, 1024), FLUX)
+    assert len(picture.data) <= 1 << 20
+    assert list(picture.spec.shape)[::3] == [2, 3]
+
+
+def test_a_stop_ends_the_run_within_a_step(node: Node) -> None:
+    """With its reason; the states up to there are sent, and no result."""
+    stream = Stream(node.stub)
+    stream.prepare(golden_job())
+    go = threading.Semaphore(2)
+    node.before.append(go.acquire)
+    stream.send(start=pb.StartRun())
+
+    def stop(step: int) -> None:
+        if step == 2:
+            stream.send(stop=pb.StopRun(reason=pb.STOP_REASON_CANCELLED))
+            time.sleep(0.2)
+            go.release(20)
+
+    ran = stream.follow(stop)
+    assert ran.done is not None
+    assert ran.done.stopped == pb.STOP_REASON_CANCELLED
+    assert len(ran.states) <= 3
+    assert ran.result is None
+
+
+def test_a_deadline_ends_the_run_by_itself(node: Node) -> None:
+    """Nobody has to send anything."""
+    node.before.append(lambda: time.sleep(0.05))
+    ran = node.run(golden_job(), deadline_s=0.12)
+    assert ran.done is not None
+    assert ran.done.stopped == pb.STOP_REASON_DEADLINE
+    assert len(ran.states) < 8
+
+
+@pytest.mark.parametrize("how", ["closed", "stopped", "cancelled"])
+def test_a_run_that_is_never_started_computes_nothing(node: Node, how: str) -> None:
+    """Prepared, then given up in any way: the next run has the executor."""
+    passes: list[int] = []
+    node.before.append(lambda: passes.append(1))
+    stream = Stream(node.stub)
+    stream.prepare(golden_job())
+    if how == "stopped":
+        stream.send(stop=pb.StopRun(reason=pb.STOP_REASON_CANCELLED))
+    if how == "cancelled":
+        stream.call.cancel()
+    else:
+        stream.end()
+        assert list(stream.call) == []
+    assert passes == []
+    node.before.clear()
+    assert node.run(golden_job()).result is not None
+
+
+def test_a_stream_that_breaks_ends_the_run_within_a_step(node: Node) -> None:
+    """It does not go on unseen."""
+    passes: list[int] = []
+    go = threading.Semaphore(2)
+    node.before += [lambda: passes.append(1), go.acquire]
+    stream = Stream(node.stub)
+    stream.prepare(golden_job())
+    stream.send(start=pb.StartRun())
+    until(lambda: len(passes) == 3)
+    stream.call.cancel()
+    time.sleep(0.2)
+    go.release(20)
+    node.servicer._torch_thread.submit(lambda: None).result(timeout=20)
+    assert len(passes) <= 4
+
+
+@pytest.mark.parametrize(
+    ("requests", "words"),
+    [
+        ([], "first message"),
+        ([pb.RunRequest(start=pb.StartRun())], "first message"),
+        (["job", pb.RunRequest(start=pb.StartRun())], "expected a chunk"),
+        (["job"], "ended before"),
+    ],
+)
+def test_messages_out_of_order_are_refused(node: Node, requests: list[Any], words: str) -> None:
+    """INVALID_ARGUMENT; the next run is not disturbed."""
+    job = golden_job()
+    fresh = as_wire(torch.rand(1, 16, 64))
+    job.spec.tensors[0].CopyFrom(fresh.spec.to_proto())
+    order = pb.RunRequest(job=pb.RunJob(job=job.spec))
+    sent = [order if r == "job" else r for r in requests]
+    error = failure(lambda: list(node.stub.Run(iter(sent))))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert words in error.message
+    assert node.run(golden_job()).result is not None
+
+
+def test_an_order_for_another_group_is_stale(node: Node) -> None:
+    """ABORTED before anything is sent."""
+    order = pb.RunRequest(job=pb.RunJob(epoch=3, job=golden_job().spec))
+    assert isinstance(failure(lambda: list(node.stub.Run(iter([order])))), errors.StaleEpoch)
+
+
+def test_an_unknown_model_is_named(node: Node) -> None:
+    """NOT_FOUND with those there are."""
+    error = failure(lambda: node.run(golden_job(model="big")))
+    assert isinstance(error, errors.UnknownModel)
+    assert "tiny" in error.message
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [
+        (lambda out: (out[0] * float("nan"),), errors.BadResult),
+        (lambda out: (torch.zeros_like(out[0]),), errors.BadResult),
+    ],
+)
+def test_a_result_that_is_none_is_a_failure(
+    node: Node, output: Callable[[Any], Any], kind: type[DitmeshError]
+) -> None:
+    """A model that gives NaN, and one that leaves the noise as it was."""
+    hook = node.transformer.register_forward_hook(lambda module, args, out: output(out))
+    try:
+        assert type(failure(lambda: node.run(golden_job()))) is kind
+    finally:
+        hook.remove()
+    assert node.run(golden_job()).result is not None
+
+
+def test_a_model_that_breaks_is_the_executors_failure(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """INTERNAL with the advice to go on elsewhere, not a bad request."""
+
+    def broken() -> None:
+        raise RuntimeError("out of memory")
+
+    node.before.append(broken)
+    error = failure(lambda: node.run(golden_job()))
+    assert type(error) is errors.ExecutorFailed
+    assert "out of memory" in error.message
+    assert "out of memory" in caplog.text
+
+
+def test_the_newest_state_can_be_fetched_and_is_its_own_jobs_only(node: Node) -> None:
+    """By the id of its run; another job's is not found."""
+    ran = node.run(golden_job(job_id="kept-1"))
+    first, *pieces = node.stub.FetchState(pb.FetchStateRequest(job_id="kept-1"))
+    assert first.state.state.step == 8
+    data = b"".join(bytes(piece.chunk.data) for piece in pieces)
+    assert data == bytes(ran.states[-1].tensors[0].data)
+    error = failure(lambda: list(node.stub.FetchState(pb.FetchStateRequest(job_id="kept-2"))))
+    assert isinstance(error, errors.UnknownJob)
+
+
+def test_threads_do_not_pile_up(node: Node) -> None:
+    """A stream leaves nothing behind."""
+    node.run(golden_job())
+    before = threading.active_count()
+    for _ in range(5):
+        node.run(golden_job(stop_after_step=1))
+    until(lambda: threading.active_count() <= before + 1)
+
+
+def test_a_watch_tells_models_at_once_and_then_every_second(node: Node) -> None:
+    """A sign of life, with the same incarnation."""
+    call = node.stub.Watch(pb.WatchRequest())
+    first, second = next(call), next(call)
+    call.cancel()
+    assert [m.model.name for m in first.models] == ["tiny"]
+    assert first.models[0].loaded
+    assert first.incarnation == second.incarnation
+    assert (first.epoch, first.draining) == (0, False)
+
+
+def predict(node: Node, *calls: Any) -> list[Any]:
+    """A stream of single calls, each sent whole: (call, tensors)."""
+    requests: list[Any] = [
+        pb.PredictStepRequest(open=pb.PredictStepOpen(model="tiny")),
+    ]
+    for call, tensors in calls:
+        requests.append(pb.PredictStepRequest(call=call))
+        for index, tensor in enumerate(tensors):
+            chunk = tensor_pb2.TensorChunk(tensor=index, data=bytes(tensor.data))
+            requests.append(pb.PredictStepRequest(chunk=chunk))
+        if call.call_id != 99:
+            requests.append(pb.PredictStepRequest(start=pb.StartRun()))
+    return list(node.stub.PredictStep(iter(requests)))
+
+
+def forward_call(call_id: int = 1) -> tuple[sampler_pb2.PredictCall, list[WireTensor], Any]:
+    from safetensors.torch import load_file
+
+    given = load_file(GOLDEN / "flux_forward.safetensors")
+    tensors = [as_wire(given[name]) for name in ("x", "context", "pooled")]
+    call = sampler_pb2.PredictCall(
+        call_id=call_id,
+        tensors=[t.spec.to_proto() for t in tensors],
+        x=0,
+        timestep=given["sigma"].tolist(),
+        conditioning=job_pb2.Conditioning(text=1, pooled=2, guidance=given["guidance"].tolist()),
+    )
+    return call, tensors, given["velocity"]
+
+
+def test_a_single_call_gives_comfyuis_velocity(node: Node) -> None:
+    """Raw output of the transformer, of x's shape and type."""
+    call, tensors, velocity = forward_call()
+    _, ready, result, *pieces = predict(node, (call, tensors))
+    assert ready.HasField("ready")
+    assert result.result.call_id == 1
+    data = b"".join(bytes(p.chunk.data) for p in pieces)
+    got = np.frombuffer(data, np.float32).reshape(velocity.shape)
+    assert np.abs(got - velocity.numpy()).max() < 1e-5
+
+
+def test_a_call_that_is_wrong_does_not_end_the_stream(node: Node) -> None:
+    """It is answered with its error, the next one with its output."""
+    call, tensors, _ = forward_call(2)
+    wrong = sampler_pb2.PredictCall()
+    wrong.CopyFrom(call)
+    wrong.call_id = 1
+    wrong.conditioning.extra["odd"] = 1
+    answers = predict(node, (wrong, tensors), (call, tensors))
+    (error,) = [a.error for a in answers if a.HasField("error")]
+    assert error.call_id == 1
+    assert isinstance(from_status_bytes(error.status), errors.InvalidRequest)
+    assert [a.result.call_id for a in answers if a.HasField("result")] == [2]
+
+
+def test_a_call_that_breaks_ends_the_stream_for_another_executor(node: Node) -> None:
+    """A collective may be broken for good: INTERNAL, to go on elsewhere."""
+
+    def broken() -> None:
+        raise RuntimeError("out of memory")
+
+    node.before.append(broken)
+    call, tensors, _ = forward_call()
+    assert type(failure(lambda: predict(node, (call, tensors)))) is errors.ExecutorFailed
+
+
+def test_more_bytes_than_the_limit_are_refused_before_they_come(node: Node) -> None:
+    """In a run and in a call."""
+    large = tensor_pb2.TensorSpec(data_type="DATA_TYPE_F32", shape=[1 << 20])
+    job = golden_job()
+    job.spec.tensors.append(large)
+    order = pb.RunRequest(job=pb.RunJob(job=job.spec))
+    error = failure(lambda: list(node.stub.Run(iter([order]))))
+    assert isinstance(error, errors.LimitExceeded)
+    assert error.field.startswith("job.tensors")
+    call = sampler_pb2.PredictCall(call_id=99, tensors=[large])
+    (answer,) = predict(node, (call, []))
+    assert isinstance(from_status_bytes(answer.error.status), errors.LimitExceeded)
+
+
+def test_a_local_sampler_joins_no_group(node: Node) -> None:
+    """And leaving one that it is not in is no error."""
+    error = failure(lambda: node.stub.JoinGroup(pb.JoinGroupRequest(epoch=1, world_size=1)))
+    assert isinstance(error, errors.StaleEpoch)
+    assert node.stub.LeaveGroup(pb.LeaveGroupRequest(epoch=1)) == pb.LeaveGroupResponse()
+
+
+def test_loading_a_model_that_is_loaded_takes_no_time(node: Node) -> None:
+    """And one that is not there is named."""
+    assert node.stub.LoadModel(pb.LoadModelRequest(model="tiny")).seconds == 0
+    error = failure(lambda: node.stub.LoadModel(pb.LoadModelRequest(model="big")))
+    assert isinstance(error, errors.UnknownModel)
+
+
+def test_a_node_that_drains_says_so_and_joins_nothing(tmp_path: Path) -> None:
+    """The watch tells it at once."""
+    with serving(tmp_path) as node:
+        call = node.stub.Watch(pb.WatchRequest())
+        assert not next(call).draining
+        node.servicer.drain(0.0)
+        until(lambda: next(call).draining)
+        error = failure(lambda: node.stub.JoinGroup(pb.JoinGroupRequest(epoch=1)))
+        assert isinstance(error, errors.Draining)
