@@ -35,6 +35,8 @@ class Limits:
     """Characters of a prompt; what the tokenizer makes of them may be cut shorter."""
     input_timeout_s: float = 60.0
     """Seconds of silence after which a stream that still owes tensors is given up."""
+    output_timeout_s: float = 60.0
+    """Seconds after which a stream whose client does not read is given up."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from coordinator.jobs import JobTable
 from coordinator.predict_service import PredictCalls
 from coordinator.record import JobRecord, Listener, bare
 from coordinator.runner import Runner
-from coordinator.streams import answering, read
+from coordinator.streams import answering, read, sending
 from ditmesh import rpc_status, telemetry
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, InternalError, JobCancelled, ProtocolError
@@ -54,7 +54,8 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
     ) -> AsyncIterator[pb.SampleResponse]:
         """One job."""
         async with answering(context, "ditmesh.v1.SamplerService/Sample"):
-            async for response in self._sample(request_iterator, context):
+            responses = self._sample(request_iterator, context)
+            async for response in sending(responses, self._limits.output_timeout_s):
                 yield response
 
     async def Predict(
@@ -62,7 +63,8 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
     ) -> AsyncIterator[pb.PredictResponse]:
         """A stream of single transformer calls."""
         async with answering(context, "ditmesh.v1.SamplerService/Predict"):
-            async for response in self._calls.serve(request_iterator, self._identities.of(context)):
+            responses = self._calls.serve(request_iterator, self._identities.of(context))
+            async for response in sending(responses, self._limits.output_timeout_s):
                 yield response
 
     async def _sample(

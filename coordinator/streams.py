@@ -34,6 +34,23 @@ async def read(requests: AsyncIterator[T], timeout_s: float) -> T | None:
         ) from None
 
 
+async def sending(responses: AsyncIterator[T], timeout_s: float) -> AsyncIterator[T]:
+    """The same messages; the request is cancelled when one cannot be sent for `timeout_s`.
+
+    A client that has stopped to read would otherwise hold what it was to be told for good.
+    """
+    request = asyncio.current_task()
+    loop = asyncio.get_running_loop()
+    async for response in responses:
+        # What waits between a yield and its return is gRPC's flow control.
+        giving_up = loop.call_later(timeout_s, request.cancel) if request is not None else None
+        try:
+            yield response
+        finally:
+            if giving_up is not None:
+                giving_up.cancel()
+
+
 @asynccontextmanager
 async def answering(
     context: grpc.aio.ServicerContext[Any, Any], method: str
