@@ -19,7 +19,7 @@ never imported. `Client` blocks, `AsyncClient` is for asyncio; both have the sam
 
 from ditmesh.client.aio import AsyncClient, AsyncJobHandle, AsyncPredictStream
 from ditmesh.client.blocking import Client, JobHandle, PredictStream
-from ditmesh.client.cluster import ClusterSnapshot
+from ditmesh.client.cluster import ClusterSnapshot, ModelCard
 from ditmesh.client.conditioning import Conditioning
 from ditmesh.client.connection import TLS
 from ditmesh.client.events import (
@@ -35,6 +35,7 @@ from ditmesh.client.events import (
 )
 from ditmesh.client.job import Fallback, JobOptions
 from ditmesh.client.pipeline import EncodedPrompt
+from ditmesh.client.weights import WeightPatch
 from ditmesh.jobs import Snapshot
 from ditmesh.models.latents import FLUX, LatentFormat
 
@@ -56,6 +57,7 @@ __all__ = [
     "JobHandle",
     "JobOptions",
     "LatentFormat",
+    "ModelCard",
     "PredictStream",
     "Progress",
     "Queued",
@@ -63,4 +65,5 @@ __all__ = [
     "Segment",
     "Snapshot",
     "Summary",
+    "WeightPatch",
 ]

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict, cast
 import numpy as np
 
 from ditmesh.client.conditioning import Conditioning, TensorLike, TensorTable, to_wire
+from ditmesh.client.weights import WeightPatch, patch_messages
 from ditmesh.errors import InvalidRequest
 from ditmesh.jobs import Job, Snapshot
 from ditmesh.models.latents import LatentFormat
@@ -75,6 +76,8 @@ class JobOptions(_Required, total=False):
     """Stop after so many steps of the whole job; the result is the latent as it stands."""
     return_state: bool
     """Also return the final state; False."""
+    weight_patches: Sequence[WeightPatch]
+    """Changes of the model's weights for this job, such as a LoRA, in their order."""
     job_id: str | None
     """1 to 128 of A-Z a-z 0-9 . _ - ; None: a new one."""
 
@@ -103,6 +106,7 @@ _DEFAULTS: dict[str, Any] = {
     "state": None,
     "stop_after_step": None,
     "return_state": False,
+    "weight_patches": (),
     "job_id": None,
 }
 _SCHEDULE = ("steps", "scheduler", "denoise", "start_step", "end_step", "keep_leftover_noise")
@@ -174,6 +178,7 @@ def _spec(options: JobOptions, table: TensorTable) -> pb.JobSpec:
         preview=pb.Preview(every_steps=every) if every else None,
         stop_after_step=options["stop_after_step"],
         return_state=options["return_state"],
+        weight_patches=patch_messages(options["weight_patches"], table),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,18 +12,52 @@ from ditmesh import rpc_status
 from ditmesh.client.conditioning import Conditioning, TensorLike, TensorTable, to_wire
 from ditmesh.client.conversation import check_needed
 from ditmesh.client.job import Fallback, fallback_policy
+from ditmesh.client.weights import WeightPatch, patch_messages
 from ditmesh.errors import DitmeshError, InternalError
 from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.tensors import WireTensor
 from ditmesh.v1 import sampler_pb2 as pb
 
 _MAX_OUTPUT_BYTES = 1 << 34
 
 
-def open_request(model: str, fallback: Fallback) -> pb.PredictRequest:
-    """The first message of a stream."""
-    return pb.PredictRequest(
-        open=pb.PredictOpen(model=model, fallback=fallback_policy(fallback, "open.fallback"))
-    )
+@dataclass(frozen=True)
+class PredictTarget:
+    """What the calls of a stream are for. Raises InvalidRequest for an unknown policy."""
+
+    model: str
+    fallback: Fallback = "allow"
+    weight_patches: Sequence[WeightPatch] = ()
+
+    def __post_init__(self) -> None:
+        fallback_policy(self.fallback, "open.fallback")
+
+
+class PredictOpening:
+    """The beginning of one stream. Done at once, unless weight patches have to be sent first."""
+
+    def __init__(self, target: PredictTarget) -> None:
+        """Raises InvalidTensor for patches that cannot be sent."""
+        table = TensorTable()
+        self._message = pb.PredictOpen(
+            model=target.model,
+            fallback=fallback_policy(target.fallback, "open.fallback"),
+            weight_patches=patch_messages(target.weight_patches, table),
+        )
+        self._message.tensors.extend(tensor.spec.to_proto() for tensor in table.tensors)
+        self._tensors = table.tensors
+        self.done = not target.weight_patches
+
+    def opening(self) -> pb.PredictRequest:
+        """The first message."""
+        return pb.PredictRequest(open=self._message)
+
+    def receive(self, response: pb.PredictResponse) -> Iterable[pb.PredictRequest]:
+        """Take a message of the server; what to send next. Raises InternalError."""
+        if response.WhichOneof("message") != "needed":
+            raise InternalError("the server did not say which tensors of the patches it needs")
+        self.done = True
+        return _sent(self._tensors, response.needed.tensors)
 
 
 class PredictExchange:
@@ -72,9 +107,7 @@ class PredictExchange:
         """
         kind = response.WhichOneof("message")
         if kind == "needed":
-            needed = tuple(response.needed.tensors)
-            check_needed(needed, self._tensors)
-            return (pb.PredictRequest(chunk=chunk) for chunk in chunks(self._tensors, needed))
+            return _sent(self._tensors, response.needed.tensors)
         if kind == "error":
             self._same_call(response.error.call_id)
             self.error = rpc_status.from_status_bytes(response.error.status)
@@ -108,3 +141,9 @@ class PredictExchange:
             raise InternalError(
                 f"the server answered call {call_id} instead of {self._call.call_id}"
             )
+
+
+def _sent(tensors: Sequence[WireTensor], needed: Sequence[int]) -> Iterator[pb.PredictRequest]:
+    """The tensors that are needed, as messages made when there is room for them."""
+    check_needed(needed, tensors)
+    return (pb.PredictRequest(chunk=chunk) for chunk in chunks(tensors, tuple(needed)))

@@ -130,8 +130,14 @@ class Fake(
         self, request_iterator: Iterator[pb.PredictRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.PredictResponse]:
         """The answer of a call is x times its timestep."""
-        self.predict_opens.append(next(request_iterator).open)
+        opened = next(request_iterator).open
+        self.predict_opens.append(opened)
         try:
+            if opened.weight_patches:
+                receiver = self._receiver(opened.tensors)
+                yield pb.PredictResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
+                while not receiver.complete:
+                    receiver.feed(next(request_iterator).chunk)
             for request in request_iterator:
                 yield from self._predict(request.call, request_iterator)
         except Broken:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ditmesh.client import FLUX, Conditioning, Snapshot
+from ditmesh.client import FLUX, Conditioning, Snapshot, WeightPatch
 from ditmesh.client.job import build_job
 from ditmesh.errors import InvalidRequest, InvalidTensor
 from ditmesh.tensors import DataType, WireTensor
@@ -194,6 +194,39 @@ def test_misspelt_option(job: dict[str, Any]) -> None:
         build_job({**job, "stesp": 3})
     with pytest.raises(TypeError, match="'positive' is missing"):
         build_job({"model": "flux"})  # type: ignore[typeddict-item]
+
+
+def test_weight_patches(job: dict[str, Any]) -> None:
+    """Patches keep their order; each is a low-rank product or a difference, of a slice or all."""
+    thin = WeightPatch(
+        *("a", 0.5),
+        up=np.ones((4, 2), np.float32),
+        down=np.zeros((2, 3), np.float32),
+        slice=(0, 8, 4),
+        weight_scale=2.0,
+    )
+    whole = WeightPatch("b", diff=np.ones((3,), np.float16))
+    spec = build_job({**job, "weight_patches": [thin, whole]}).spec
+    first, second = spec.weight_patches
+    assert (first.weight, first.strength, first.weight_scale) == ("a", 0.5, 2.0)
+    assert (first.slice.dimension, first.slice.start, first.slice.length) == (0, 8, 4)
+    shapes = [tuple(tensor.shape) for tensor in spec.tensors]
+    assert shapes[first.low_rank.up] == (4, 2)
+    assert shapes[first.low_rank.down] == (2, 3)
+    assert not first.low_rank.HasField("alpha")
+    assert shapes[second.diff] == (3,)
+    assert not second.HasField("slice")
+    assert all(spec.tensors[i].sha256 for i in (first.low_rank.up, second.diff))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"up": 1}, {"down": 1}, {"up": 1, "diff": 1}, {"up": 1, "down": 1, "diff": 1}],
+)
+def test_patches_without_one_change(change: dict[str, Any]) -> None:
+    """A patch that is neither a product nor a difference, or both, is refused when it is made."""
+    with pytest.raises(InvalidRequest, match="patch of a needs either"):
+        WeightPatch("a", **change)
 
 
 def test_torch_tensors() -> None:

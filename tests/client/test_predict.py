@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ditmesh.client import AsyncClient, Client, Conditioning
+from ditmesh.client import AsyncClient, Client, Conditioning, WeightPatch
 from ditmesh.errors import DeadlineExceeded, InvalidTensor, Unavailable
 from tests.client.fake import Broken, Fake
 
@@ -96,6 +96,40 @@ def test_broken_asynchronous_stream(address: str, fake: Fake, conditioning: Cond
 
     asyncio.run(run())
     assert len(fake.predict_opens) == 2
+
+
+def lora() -> WeightPatch:
+    """A low-rank change of one weight."""
+    return WeightPatch("img_in.weight", up=np.ones((4, 2)), down=np.ones((2, 3)), alpha=1.0)
+
+
+def test_weight_patches(address: str, fake: Fake, conditioning: Conditioning) -> None:
+    """Patches are sent when a stream opens, once as long as the server has them."""
+    patch = lora()
+    with Client(address) as client:
+        for _ in range(2):
+            with client.predict_stream("flux", weight_patches=[patch]) as stream:
+                for _ in range(2):
+                    np.testing.assert_array_equal(stream.predict(X, 1.0, conditioning), X)
+    assert fake.needed == [(0, 1), (0, 1), (0,), (), (0,), (0,)]
+    sent = fake.predict_opens[0].weight_patches[0]
+    assert (sent.weight, sent.low_rank.alpha) == ("img_in.weight", 1.0)
+
+
+def test_asynchronous_weight_patches(address: str, fake: Fake, conditioning: Conditioning) -> None:
+    """So it is with asyncio, on the new stream after a break too."""
+    break_once(fake)
+
+    async def run() -> None:
+        async with (
+            AsyncClient(address) as client,
+            client.predict_stream("flux", weight_patches=[lora()]) as stream,
+        ):
+            for _ in range(3):
+                np.testing.assert_array_equal(await stream.predict(X, 1.0, conditioning), X)
+
+    asyncio.run(run())
+    assert [len(opened.weight_patches) for opened in fake.predict_opens] == [1, 1]
 
 
 def test_late_answer(address: str, fake: Fake, conditioning: Conditioning) -> None:

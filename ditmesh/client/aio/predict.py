@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ditmesh.client.aio.outbox import Outbox
 from ditmesh.client.conditioning import Conditioning, TensorLike
 from ditmesh.client.connection import Connection
-from ditmesh.client.prediction import PredictExchange
+from ditmesh.client.prediction import PredictExchange, PredictOpening, PredictTarget
 from ditmesh.client.retry import Attempts
 from ditmesh.errors import DeadlineExceeded
 from ditmesh.v1 import sampler_pb2 as pb
@@ -28,7 +28,7 @@ class AsyncPredictStream:
     `reattach_s` gives.
     """
 
-    def __init__(self, predict: Any, connection: Connection, opening: pb.PredictRequest) -> None:
+    def __init__(self, predict: Any, connection: Connection, target: PredictTarget) -> None:
         """`predict` is the stub's method."""
         self.executor = ""
         """Who answered last: "group" or "local"."""
@@ -36,7 +36,7 @@ class AsyncPredictStream:
         """Why the last answer did not come from the group; empty when it did."""
         self._predict = predict
         self._connection = connection
-        self._opening = opening
+        self._target = target
         self._turn = asyncio.Lock()
         self._attempts = Attempts(connection.retry)
         self._ids = itertools.count(1)
@@ -86,12 +86,12 @@ class AsyncPredictStream:
         self, exchange: PredictExchange, timeout_s: float | None
     ) -> grpc.RpcError | None:
         """As `_attempt`. Raises DeadlineExceeded after `timeout_s` seconds."""
-        if self._call is None:
-            self._outbox = Outbox(self._opening)
-            self._call = self._predict(aiter(self._outbox), metadata=self._connection.metadata())
+        parts: list[PredictOpening | PredictExchange] = (
+            [exchange] if self._call is not None else [self._open(), exchange]
+        )
         call = self._call
         # Not wait_for: before Python 3.12 it may swallow a cancellation.
-        attempt = asyncio.create_task(self._attempt(exchange, call, self._outbox))
+        attempt = asyncio.create_task(self._attempt(parts, call, self._outbox))
         try:
             done, _ = await asyncio.wait([attempt], timeout=timeout_s)
         finally:
@@ -103,20 +103,30 @@ class AsyncPredictStream:
         return attempt.result()
 
     async def _attempt(
-        self, exchange: PredictExchange, call: Any, outbox: Outbox[pb.PredictRequest]
+        self,
+        parts: Sequence[PredictOpening | PredictExchange],
+        call: Any,
+        outbox: Outbox[pb.PredictRequest],
     ) -> grpc.RpcError | None:
         """Send the call and read its answer; the failure with which the stream broke."""
-        outbox.send([exchange.opening()])
         try:
-            while not exchange.done:
-                response = await call.read()
-                if response is grpc.aio.EOF:
-                    return None
-                self._attempts.heard()
-                outbox.send(exchange.receive(response))
+            for part in parts:
+                outbox.send([part.opening()])
+                while not part.done:
+                    response = await call.read()
+                    if response is grpc.aio.EOF:
+                        return None
+                    self._attempts.heard()
+                    outbox.send(part.receive(response))
         except grpc.RpcError as failure:
             return failure
         return None
+
+    def _open(self) -> PredictOpening:
+        opening = PredictOpening(self._target)
+        self._outbox = Outbox()
+        self._call = self._predict(aiter(self._outbox), metadata=self._connection.metadata())
+        return opening
 
     def _drop(self, call: Any) -> None:
         if call is not None and call is self._call:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,9 @@ from ditmesh.client.connection import DEFAULT_ADDRESS, TLS, Connection, translat
 from ditmesh.client.conversation import SampleConversation
 from ditmesh.client.events import Progress, SampleResult
 from ditmesh.client.job import Fallback, JobOptions, build_job
-from ditmesh.client.prediction import open_request
+from ditmesh.client.prediction import PredictTarget
 from ditmesh.client.retry import RetryPolicy
+from ditmesh.client.weights import WeightPatch
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import (
     cluster_pb2,
@@ -101,10 +102,16 @@ class Client:
         self._handles.add(handle)
         return handle
 
-    def predict_stream(self, model: str, *, fallback: Fallback = "allow") -> PredictStream:
+    def predict_stream(
+        self,
+        model: str,
+        *,
+        fallback: Fallback = "allow",
+        weight_patches: Sequence[WeightPatch] = (),
+    ) -> PredictStream:
         """Single transformer calls, for callers that keep their own sampling loop."""
-        opening = open_request(model, fallback)
-        return PredictStream(self._sampler.Predict, self._connection, opening)
+        target = PredictTarget(model, fallback, weight_patches)
+        return PredictStream(self._sampler.Predict, self._connection, target)
 
     def cluster(self) -> ClusterSnapshot:
         """Nodes, group, queue and models at this moment."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ditmesh.client.blocking.outbox import Outbox
 from ditmesh.client.conditioning import Conditioning, TensorLike
 from ditmesh.client.connection import Connection
-from ditmesh.client.prediction import PredictExchange
+from ditmesh.client.prediction import PredictExchange, PredictOpening, PredictTarget
 from ditmesh.client.retry import Attempts
 from ditmesh.errors import DeadlineExceeded
 from ditmesh.v1 import sampler_pb2 as pb
@@ -29,7 +29,7 @@ class PredictStream:
     `reattach_s` gives.
     """
 
-    def __init__(self, predict: Any, connection: Connection, opening: pb.PredictRequest) -> None:
+    def __init__(self, predict: Any, connection: Connection, target: PredictTarget) -> None:
         """`predict` is the stub's method."""
         self.executor = ""
         """Who answered last: "group" or "local"."""
@@ -37,7 +37,7 @@ class PredictStream:
         """Why the last answer did not come from the group; empty when it did."""
         self._predict = predict
         self._connection = connection
-        self._opening = opening
+        self._target = target
         self._turn = threading.Lock()
         self._attempts = Attempts(connection.retry)
         self._ids = itertools.count(1)
@@ -88,8 +88,9 @@ class PredictStream:
 
     def _attempt(self, exchange: PredictExchange, timeout_s: float | None) -> grpc.RpcError | None:
         """Send the call and read its answer; the failure with which the stream broke."""
-        if self._call is None:
-            self._open()
+        parts: list[PredictOpening | PredictExchange] = (
+            [exchange] if self._call is not None else [self._open(), exchange]
+        )
         call = self._call
         late = threading.Event()
         timer = None if timeout_s is None else threading.Timer(timeout_s, _expire, (late, call))
@@ -97,11 +98,12 @@ class PredictStream:
             timer.daemon = True
             timer.start()
         try:
-            self._outbox.send([exchange.opening()])
-            while not exchange.done:
-                response = next(call)
-                self._attempts.heard()
-                self._outbox.send(exchange.receive(response))
+            for part in parts:
+                self._outbox.send([part.opening()])
+                while not part.done:
+                    response = next(call)
+                    self._attempts.heard()
+                    self._outbox.send(part.receive(response))
         except StopIteration:
             return None
         except grpc.RpcError as failure:
@@ -115,9 +117,11 @@ class PredictStream:
                 self.close()  # half a call is on its way: this stream cannot be used again
         return None
 
-    def _open(self) -> None:
-        self._outbox = Outbox(self._opening)
+    def _open(self) -> PredictOpening:
+        opening = PredictOpening(self._target)
+        self._outbox = Outbox()
         self._call = self._predict(iter(self._outbox), metadata=self._connection.metadata())
+        return opening
 
 
 def _expire(late: threading.Event, call: grpc.Call) -> None:
