@@ -120,6 +120,7 @@ class JobTable:
             span=span,
             job=recovered.job,
             snapshot=recovered.snapshot,
+            restored=True,
         )
         self._records[record.scope, record.job_id] = record
         if recovered.end is not None:

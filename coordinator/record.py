@@ -81,6 +81,8 @@ class JobRecord:
     moved: Moved | None = None
     """Why the last executor has it no more, until the next one has it."""
     losses: int = 0
+    restored: bool = False
+    """Whether it comes out of the journal, and its executors may hold newer states."""
     local_losses: int = 0
     """Times that the local sampler failed since it last finished a step."""
     group_excluded: str = ""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from coordinator.cluster import Cluster
+from coordinator.executors import Executor
 from coordinator.journal import JobLog
 from coordinator.lifecycle.job import JobEffect, JobEvent, JobPhase
 from coordinator.lifecycle.ladder import Policy
@@ -149,6 +150,9 @@ class Runner:
         with telemetry.span("queue", parent=record.span):
             grant = await self._scheduler.acquire(record.claim, first=bool(record.segments))
         try:
+            if record.restored:
+                record.restored = False
+                await self._catch_up(record, grant.executor)
             self._note_fallback(record, grant)
             self.apply(record, JobEvent.START)
             self._ended(record, await self._run(record, grant))
@@ -252,19 +256,23 @@ class Runner:
         record.losses += 1
         if isinstance(error, GroupLost):
             self._cluster.group_failed(executor, str(error))
-            newer = await newest_state(
-                executor.members,
-                record.admitted.spec.job_id,
-                after_step=record.step,
-                timeout_s=_FETCH_S,
-            )
-            record.snapshot = newer or record.snapshot
+            await self._catch_up(record, executor)
         if isinstance(error, BadResult):
             # Where such a state comes from, those before it are not to be trusted either.
             record.snapshot = None
         if not isinstance(error, GroupLost) or record.losses >= _MAX_GROUP_LOSSES:
             record.group_excluded = error.reason
         self.apply(record, JobEvent.LOST)
+
+    async def _catch_up(self, record: JobRecord, executor: Executor) -> None:
+        """Go on from a newer state than the coordinator's, if a member holds one."""
+        newer = await newest_state(
+            executor.members,
+            record.admitted.spec.job_id,
+            after_step=record.step,
+            timeout_s=_FETCH_S,
+        )
+        record.snapshot = newer or record.snapshot
 
     def _note_fallback(self, record: JobRecord, grant: Grant) -> None:
         """Make visible that the job did not stay, or did not go, where it belongs."""
