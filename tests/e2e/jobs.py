@@ -55,14 +55,20 @@ def random_job(
     return {**job, **changes}
 
 
+_EVEN = ("simple", "sgm_uniform", "beta", "linear_quadratic")
+"""Schedules without a leap to a tiny last sigma. Heun's method divides by the sigma that a step
+leads to: a step from 0.4 to 0.0003 magnifies rounding 700-fold, whoever computes it."""
+
+
 def any_job(seed: int) -> dict[str, Any]:
     """A small job of which everything is random: what it is follows from `seed`."""
     rng = np.random.default_rng(seed)
     guided = bool(rng.integers(2))
+    sampler = str(rng.choice(sorted(SAMPLERS)))
     return {
         "model": MODEL,
-        "sampler": str(rng.choice(sorted(SAMPLERS))),
-        "scheduler": str(rng.choice(sorted(SCHEDULERS))),
+        "sampler": sampler,
+        "scheduler": str(rng.choice(_EVEN if sampler == "heun" else sorted(SCHEDULERS))),
         "steps": int(rng.integers(2, 7)),
         "denoise": float(rng.choice([1.0, 1.0, 0.6])),
         "seed": int(rng.integers(2**63)),
