@@ -64,6 +64,9 @@ class Attempts:
         )
         if self._heard and (failure is None or stream_broke(failure)):
             return self._reattach(error, failure)
+        if self._broken_since is not None and error.retry is Retry.LATER:
+            # It restarts, or has not yet noticed that the old stream is gone.
+            return self._reattach(error, failure)
         if taken and (isinstance(error, Draining) or self._sent_again(error)):
             # The server goes, or has just come and knows neither the work nor its nodes yet.
             pause = self._reattach(error, failure)
@@ -83,7 +86,7 @@ class Attempts:
             self._broken_since = now
         if now - self._broken_since >= self._policy.reattach_s:
             raise error from failure
-        return self._next_delay()
+        return error.retry_after_s or self._next_delay()
 
     def _next_delay(self) -> float:
         delay = self._delay

@@ -69,6 +69,19 @@ def test_a_stream_that_ends_early_is_a_broken_one() -> None:
         attempts.pause_after(None, taken=True)
 
 
+def test_refused_while_reattaching() -> None:
+    """A server that restarts, or still waits for the old stream, is asked again until it is over."""
+    clock = Clock()
+    attempts = Attempts(RetryPolicy(reattach_s=5.0), clock)
+    attempts.heard()
+    attempts.pause_after(Failure(), taken=False)
+    busy = Failure(Unavailable("another stream is still sending", retry_after_s=1.5))
+    assert attempts.pause_after(busy, taken=False) == 1.5
+    clock.now += 5.0
+    with pytest.raises(Unavailable, match="another stream"):
+        attempts.pause_after(busy, taken=False)
+
+
 def test_what_the_server_says_is_final() -> None:
     """A server that says that the job cannot run is not asked again, whatever `retries` is."""
     attempts = Attempts(RetryPolicy(retries=5), Clock())
