@@ -12,9 +12,9 @@ import pytest
 from coordinator.config import Limits, Timing
 from coordinator.lifecycle.job import JobPhase
 from ditmesh.errors import (
+    BadResult,
     DitmeshError,
     Draining,
-    ExecutorFailed,
     JobCancelled,
     JobExists,
     LimitExceeded,
@@ -134,10 +134,10 @@ def test_a_failed_job_tells_its_error_again() -> None:
 
     async def test() -> None:
         async with served(nodes=0, timing=PATIENT) as s:
-            s.world.scripts["local"].fail[1] = ExecutorFailed("it died")
+            s.world.scripts["local"].fail[1] = BadResult("not finite")
             for _ in range(3):
                 error = await s.refused(*make_job())
-                assert isinstance(error, ExecutorFailed)
+                assert isinstance(error, BadResult)
             (record,) = s.world.jobs._records.values()
             assert record.error is not None
             assert record.error.__traceback__ is None
