@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from deploy.check import manifests, monitoring, rules, schemas, tools
+from deploy.check import manifests, monitoring, pod_rules, rules, schemas, tools
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,28 +32,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check() -> int:
-    """Check every overlay, one line each; returns how many problems there are."""
+    """Check every overlay and job, one line each; returns how many problems there are."""
+    overlays, jobs = manifests.overlays(), manifests.jobs()
     count = 0
-    for folder in manifests.overlays():
+    for folder in (*overlays, *jobs):
         started = time.monotonic()
         try:
-            built = manifests.build(folder)
+            found = problems(manifests.build(folder), whole=folder in overlays)
         except manifests.BuildFailed as error:
             found = [str(error)]
-        else:
-            found = [
-                *schemas.problems(built),
-                *rules.problems(built),
-                *monitoring.problems(built),
-            ]
         seconds = time.monotonic() - started
         print(f"{folder.name}: {len(found) or 'no'} problems, {seconds:.1f} s")
         for problem in found:
             print(f"  {problem}")
         count += len(found)
     versions = ", ".join(schemas.VERSIONS)
-    print(f"{len(manifests.overlays())} overlays, Kubernetes {versions}: {count or 'no'} problems")
+    print(f"{len(overlays)} overlays, Kubernetes {versions}: {count or 'no'} problems")
     return count
+
+
+def problems(built: list[manifests.Manifest], *, whole: bool) -> list[str]:
+    """What is wrong with built manifests; `whole`: they are all that there is."""
+    found = [*schemas.problems(built)]
+    if whole:
+        return [*found, *rules.problems(built), *monitoring.problems(built)]
+    alone = (pod_rules.pods_are_restricted, pod_rules.images_are_pinned)
+    return [*found, *(problem for rule in alone for problem in rule(built))]
 
 
 if __name__ == "__main__":

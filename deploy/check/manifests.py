@@ -15,6 +15,7 @@ from deploy.check.tools import kubectl
 
 ROOT = Path(__file__).parents[1]
 OVERLAYS = ROOT / "k8s" / "overlays"
+JOBS = ROOT / "k8s" / "jobs"
 
 PROGRAM = "app.kubernetes.io/name"
 """The label that tells which program a pod runs."""
@@ -31,6 +32,11 @@ class BuildFailed(Exception):
 def overlays() -> list[Path]:
     """Every overlay that an operator may apply."""
     return sorted(p.parent for p in OVERLAYS.glob("*/kustomization.yaml"))
+
+
+def jobs() -> list[Path]:
+    """What an operator applies beside an overlay, and then deletes."""
+    return sorted(p.parent for p in JOBS.glob("*/kustomization.yaml"))
 
 
 def build(folder: Path) -> list[Manifest]:
