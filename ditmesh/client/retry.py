@@ -64,11 +64,9 @@ class Attempts:
         )
         if self._heard and (failure is None or stream_broke(failure)):
             return self._reattach(error, failure)
-        if self._broken_since is not None and error.retry is Retry.LATER:
-            # It restarts, or has not yet noticed that the old stream is gone.
-            return self._reattach(error, failure)
-        if taken and (isinstance(error, Draining) or self._sent_again(error)):
-            # The server goes, or has just come and knows neither the work nor its nodes yet.
+        if (taken and isinstance(error, Draining)) or self._sent_again(error):
+            # The server goes; or it has just come and knows neither the work nor its nodes yet;
+            # or it has not noticed that the old stream is gone.
             pause = self._reattach(error, failure)
             return max(pause, error.retry_after_s or 0.0)
         if taken or error.retry is not Retry.LATER or self._left <= 0:
@@ -86,7 +84,7 @@ class Attempts:
             self._broken_since = now
         if now - self._broken_since >= self._policy.reattach_s:
             raise error from failure
-        return error.retry_after_s or self._next_delay()
+        return self._next_delay()
 
     def _next_delay(self) -> float:
         delay = self._delay

@@ -70,7 +70,7 @@ def test_a_stream_that_ends_early_is_a_broken_one() -> None:
 
 
 def test_refused_while_reattaching() -> None:
-    """A server that restarts, or still waits for the old stream, is asked again until it is over."""
+    """A server that still waits for the old stream is asked again until the time is over."""
     clock = Clock()
     attempts = Attempts(RetryPolicy(reattach_s=5.0), clock)
     attempts.heard()
