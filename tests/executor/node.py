@@ -143,7 +143,10 @@ class Node:
         stream = Stream(self.stub)
         stream.prepare(job, **options)
         stream.send(start=pb.StartRun())
-        return stream.follow()
+        try:
+            return stream.follow()
+        finally:
+            stream.end()
 
 
 @contextmanager
