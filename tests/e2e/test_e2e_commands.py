@@ -42,12 +42,12 @@ class Shell:
         self.folder = folder
         self.mark = folder.as_posix()
 
-    def start(self, *command: str) -> subprocess.Popen[str]:
-        """Start a command, its output in one pipe."""
+    def start(self, *command: str, output: int = subprocess.PIPE) -> subprocess.Popen[str]:
+        """Start a command, all its output in one pipe or file."""
         return subprocess.Popen(
             [sys.executable, "-m", "ditmesh.cli", *command],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             env=environment(self.mark),
             text=True,
@@ -70,6 +70,18 @@ def read_until(process: subprocess.Popen[str], words: str) -> str:
         if words in line:
             return "".join(lines)
     raise AssertionError(f"ended before {words!r}:\n{''.join(lines)}")
+
+
+def read_terminal(terminal: int, until: bytes | None = None) -> bytes:
+    """What a process shows, up to some words or to its end."""
+    shown = b""
+    while until is None or until not in shown:
+        try:
+            shown += os.read(terminal, 4096)
+        except OSError:  # nobody has the other end open any more
+            assert until is None, shown
+            break
+    return shown
 
 
 @pytest.fixture(scope="module")
@@ -130,13 +142,18 @@ def test_interrupted_sample(shell: Shell, up: tuple[subprocess.Popen[str], str])
     conditioning = shell.folder / "conditioning.safetensors"
     ones = {"positive": np.ones((1, 8, 64)), "pooled_positive": np.ones((1, 32))}
     save_file({name: value.astype(np.float32) for name, value in ones.items()}, conditioning)
+    terminal, its_end = os.openpty()
     process = shell.start(
         *("sample", "--cond", str(conditioning), "--steps", "10000", "--size", "64x64"),
         *("--address", up[1]),
+        output=its_end,
     )
-    read_until(process, "/10000")
+    os.close(its_end)
+    shown = read_terminal(terminal, until=b"/10000")
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=WAIT_S)
+    output = (shown + read_terminal(terminal)).decode()
+    os.close(terminal)
+    process.wait(WAIT_S)
     assert process.returncode == 130, output
     assert "has ended on the cluster" in output
     assert json.loads(shell.run("status", "--json", "--address", up[1]))["queue"]["running"] == 0

@@ -12,14 +12,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from ditmesh import rpc_status
 from ditmesh.client import Conditioning
-from ditmesh.client.prediction import PredictExchange, open_request
 from ditmesh.errors import InvalidTensor, UnknownModel
+from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.models import family
 from ditmesh.models.info import inspect
 from ditmesh.models.model import LocalModel
+from ditmesh.tensors import WireTensor
+from ditmesh.v1 import job_pb2, sampler_pb2_grpc
 from ditmesh.v1 import sampler_pb2 as pb
-from ditmesh.v1 import sampler_pb2_grpc
 from tests.e2e.cluster import MODEL, Cluster
 from tests.e2e.jobs import random_conditioning
 from tests.sampling.golden_cases import CHECKPOINT, GOLDEN
@@ -28,26 +30,42 @@ pytestmark = pytest.mark.timeout(300)
 
 
 class RawStream:
-    """A stream as any client may open it, which also keeps what the server asked for."""
+    """A stream as the contract has it, which also tells what the server asked for."""
 
     def __init__(self, address: str) -> None:
         self._channel = grpc.insecure_channel(address)
         self._outbox: queue.SimpleQueue[pb.PredictRequest | None] = queue.SimpleQueue()
-        self._outbox.put(open_request(MODEL, "forbid"))
+        opening = pb.PredictOpen(model=MODEL, fallback=job_pb2.FALLBACK_POLICY_FORBID)
+        self._outbox.put(pb.PredictRequest(open=opening))
         requests: Iterator[pb.PredictRequest] = iter(self._outbox.get, None)
         self._call: Any = sampler_pb2_grpc.SamplerServiceStub(self._channel).Predict(requests)
 
     def call(self, call_id: int, x: Any, conditioning: Conditioning) -> tuple[Any, list[int]]:
         """The answer to a call, and the tensors that had to be sent for it."""
-        exchange = PredictExchange(call_id, x, 0.5, conditioning)
-        self._outbox.put(exchange.opening())
+        given = (x, conditioning.text, conditioning.pooled)
+        tensors = [WireTensor.from_numpy(tensor).hashed() for tensor in given]
+        call = pb.PredictCall(
+            call_id=call_id,
+            tensors=[tensor.spec.to_proto() for tensor in tensors],
+            x=0,
+            timestep=[0.5],
+            conditioning=job_pb2.Conditioning(text=1, pooled=2, guidance=[3.5]),
+        )
+        self._outbox.put(pb.PredictRequest(call=call))
         sent: list[int] = []
-        while not exchange.done:
-            response = next(self._call)
+        while (response := next(self._call)).HasField("needed"):
             sent += response.needed.tensors
-            for request in exchange.receive(response):
-                self._outbox.put(request)
-        return exchange.answer(), sent
+            for chunk in chunks(tensors, sent):
+                self._outbox.put(pb.PredictRequest(chunk=chunk))
+        if response.HasField("error"):
+            assert response.error.call_id == call_id
+            raise rpc_status.from_status_bytes(response.error.status)
+        assert response.result.call_id == call_id
+        specs = read_specs([response.result.output], field="output", max_bytes=1 << 20)
+        receiver = Receiver(specs, field="output")
+        while not receiver.complete:
+            receiver.feed(next(self._call).chunk)
+        return receiver.tensors()[0].numpy(), sent
 
     def close(self) -> None:
         """End the stream."""
@@ -103,9 +121,12 @@ def test_conditioning_is_sent_once(raw: RawStream) -> None:
     x, conditioning = np.ones((1, 16, 4, 4), np.float32), random_conditioning(rng, tokens=9)
     first, sent = raw.call(1, x, conditioning)
     assert sent == [0, 1, 2]  # x, text, pooled
-    again, sent = raw.call(2, x, conditioning)
+    other, sent = raw.call(2, -x, conditioning)
     assert sent == [0]
+    again, sent = raw.call(3, x, conditioning)
+    assert sent == []
     assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_bad_call_does_not_end_the_stream(raw: RawStream) -> None:
