@@ -103,8 +103,11 @@ class Executor:
         deadline_s: float | None,
         on_step: Callable[[StepReport], None],
         stop: StopRequest,
+        on_start: Callable[[], None] = lambda: None,
     ) -> RunEnd:
         """Run a job from its state to its end, or until `stop`.
+
+        `on_start` is called when every member is ready, its model loaded, and begins.
 
         Raises GroupLost or ExecutorFailed when the work can go on elsewhere (every step that
         was finished has been reported by then), and other errors when it cannot.
@@ -119,6 +122,7 @@ class Executor:
                 # Loading a model may take minutes; nobody has started.
                 return RunEnd(stop.reason, None, ())
             await self._together([run.start() for run in runs])
+            on_start()
             stopper = asyncio.create_task(_forward(stop, runs[0]))
             try:
                 patience = Patience()

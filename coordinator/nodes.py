@@ -78,10 +78,12 @@ class NodeLink:
         while True:
             call = self.stub.Watch(pb.WatchRequest())
             try:
-                while isinstance(
-                    report := await asyncio.wait_for(call.read(), self._silence_s),
-                    pb.WatchResponse,
-                ):
+                # Not wait_for: that can swallow a cancellation, and then nobody stops this loop.
+                while True:
+                    async with asyncio.timeout(self._silence_s):
+                        report = await call.read()
+                    if not isinstance(report, pb.WatchResponse):
+                        break
                     self.report, self.seen = report, True
                     self._apply(Report(report.incarnation, report.epoch, report.draining))
                 self._apply(Lost("it closed the connection"))

@@ -130,8 +130,6 @@ class JobRecord:
     def begin_segment(self, executor: Executor) -> None:
         """An executor starts to work on the job."""
         self.stop = StopRequest()
-        if self.started_at is None:
-            self.started_at = time.monotonic()
         self.segments.append(
             pb.Segment(
                 executor=executor.name,
@@ -142,6 +140,11 @@ class JobRecord:
                 end_step=self.step,
             )
         )
+
+    def steps_begin(self) -> None:
+        """The executor is ready and begins its first step."""
+        if self.started_at is None:
+            self.started_at = time.monotonic()
 
     def step_done(self, report: StepReport) -> None:
         """Keep the state and tell the listeners."""

@@ -191,12 +191,17 @@ class Runner:
         started = last = time.monotonic()
         cells = record.admitted.cells
 
+        def on_start() -> None:
+            nonlocal started, last
+            started = last = time.monotonic()
+            record.steps_begin()
+
         def on_step(report: StepReport) -> None:
             nonlocal last
             now = time.monotonic()
             self._metrics.step_done(executor=executor.name, seconds=now - last)
             if last > started:
-                # The first step's time has the sending and the loading of the model in it.
+                # The first step's time has warming up in it.
                 self._cluster.note_step(executor, record.admitted.spec.model, cells, now - last)
             last = now
             record.step_done(report)
@@ -219,6 +224,7 @@ class Runner:
                     deadline_s=remaining,
                     on_step=on_step,
                     stop=record.stop,
+                    on_start=on_start,
                 )
         finally:
             record.segments[-1].seconds = time.monotonic() - started

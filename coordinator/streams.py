@@ -25,7 +25,8 @@ async def read(requests: AsyncIterator[T], timeout_s: float) -> T | None:
     Raises DeadlineExceeded when the client stays silent for `timeout_s`.
     """
     try:
-        return await asyncio.wait_for(anext(requests), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            return await anext(requests)
     except StopAsyncIteration:
         return None
     except TimeoutError:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import FluxPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -16,6 +17,7 @@ from ditmesh.errors import DamagedModel
 
 # transformers tells at every start which optional packages it does without.
 transformers_logging.set_verbosity_error()
+diffusers_logging.disable_progress_bar()
 
 _LONGEST_PROMPT = 512
 """Flux's own limit in T5 tokens; a tokenizer may have a lower one."""
@@ -39,7 +41,7 @@ class Pipeline:
             self._pipe: Any = FluxPipeline.from_pretrained(
                 folder,
                 transformer=None,
-                torch_dtype=dtype,
+                dtype=dtype,
                 local_files_only=True,
                 use_safetensors=True,
             ).to(device)

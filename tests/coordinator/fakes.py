@@ -224,10 +224,12 @@ class FakeExecutor:
         deadline_s: float | None,
         on_step: Callable[[StepReport], None],
         stop: StopRequest,
+        on_start: Callable[[], None],
     ) -> RunEnd:
         """As Executor.run."""
         assert not self.at_work, "two runs at once"
         self.at_work = True
+        on_start()
         try:
             return await self._run(job, on_step, stop)
         finally:
