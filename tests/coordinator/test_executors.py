@@ -1,0 +1,265 @@
+"""An executor of several members over real streams: what each end of a stream means."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from coordinator.executors import Executor, StopRequest
+from coordinator.lifecycle.node import NodePhase, NodeView
+from coordinator.member import RunEnd, StepReport
+from coordinator.nodes import NodeLink
+from ditmesh import errors
+from ditmesh.errors import DitmeshError
+from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.jobs import Job
+from ditmesh.rpc_status import abort
+from ditmesh.v1 import job_pb2, node_pb2_grpc, sampler_pb2, tensor_pb2
+from ditmesh.v1 import node_pb2 as pb
+from tests.coordinator.fakes import f32, make_job, run, until
+
+Act = Callable[["ScriptedNode", Any], Awaitable[None]]
+
+
+class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
+    """Takes a job as a node does, then does what the test says at each stage."""
+
+    def __init__(self, leads: bool) -> None:
+        self.leads = leads
+        self.at: dict[str, Act] = {}
+        self.came: list[int] = []
+        """Bytes of tensors that came with each job."""
+        self.stopped: list[int] = []
+        self.started = 0
+
+    async def _stage(self, name: str, context: Any) -> None:
+        if name in self.at:
+            await self.at[name](self, context)
+
+    async def Run(self, requests: Any, context: Any) -> AsyncIterator[pb.RunResponse]:
+        """As a node: needed, ready, states and result of two steps, done."""
+        order = (await anext(requests)).job
+        specs = read_specs(order.job.tensors, field="t", max_bytes=1 << 30)
+        receiver = Receiver(specs, field="t")
+        yield pb.RunResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
+        await self._stage("receive", context)
+        came = 0
+        while not receiver.complete:
+            chunk = (await anext(requests)).chunk
+            came += len(chunk.data)
+            receiver.feed(chunk)
+        self.came.append(came)
+        await self._stage("prepare", context)
+        yield pb.RunResponse(ready=pb.RunReady())
+        await self._stage("ready", context)
+        assert (await anext(requests)).HasField("start")
+        self.started += 1
+        latent = f32(1, 16, 4, 4)
+        for step in range(2 if self.leads else 0):
+            await self._stage(f"step{step}", context)
+            state = job_pb2.JobState(step=step + 1, latent=0)
+            update = pb.StateUpdate(tensors=[latent.spec.to_proto()], state=state)
+            yield pb.RunResponse(state=update)
+            for chunk in chunks([latent], [0]):
+                yield pb.RunResponse(chunk=chunk)
+        await self._stage("end", context)
+        if self.leads:
+            result = sampler_pb2.SampleResult(tensors=[latent.spec.to_proto()])
+            yield pb.RunResponse(result=result)
+            for chunk in chunks([latent], [0]):
+                yield pb.RunResponse(chunk=chunk)
+        yield pb.RunResponse(done=pb.RunDone())
+
+
+def aborting(error: DitmeshError) -> Act:
+    async def act(node: ScriptedNode, context: Any) -> None:
+        await abort(context, error)
+
+    return act
+
+
+async def ending(node: ScriptedNode, context: Any) -> None:
+    """As a server that is shut down with the stream open."""
+    await context.abort(grpc.StatusCode.CANCELLED, "server stopping")
+
+
+async def hanging(node: ScriptedNode, context: Any) -> None:
+    await asyncio.sleep(3600)
+
+
+@asynccontextmanager
+async def executor(name: str = "group") -> AsyncIterator[tuple[Executor, list[ScriptedNode]]]:
+    """Two members on servers of their own; the local sampler is one."""
+    nodes = [ScriptedNode(leads=rank == 0) for rank in range(2 if name == "group" else 1)]
+    servers, links = [], []
+    for node in nodes:
+        server = grpc.aio.server()
+        node_pb2_grpc.add_NodeServiceServicer_to_server(node, server)
+        link = NodeLink(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", silence_s=5.0)
+        link.view = NodeView(NodePhase.JOINED, "one", 1, "")
+        await server.start()
+        await link._channel.channel_ready()
+        servers.append(server)
+        links.append(link)
+    made = Executor(name, links)
+    try:
+        yield made, nodes
+    finally:
+        made.close()
+        for link in links:
+            await link.close()
+        for server in servers:
+            await server.stop(None)
+
+
+async def work(
+    made: Executor, steps: list[int] | None = None, stop: StopRequest | None = None
+) -> RunEnd:
+    def on_step(report: StepReport) -> None:
+        if steps is not None:
+            steps.append(report.snapshot.step)
+
+    spec, tensors = make_job(tensors=[f32(700_000)])
+    job = Job(spec, tuple(tensors))
+    return await made.run(job, deadline_s=None, on_step=on_step, stop=stop or StopRequest())
+
+
+def test_members_get_each_byte_once_and_the_leader_answers() -> None:
+    """Every state in order, then the result; all members start, none is sent a tensor twice."""
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+            steps: list[int] = []
+            end = await work(made, steps)
+            assert steps == [1, 2]
+            assert end.result is not None
+            assert len(end.tensors) == 1
+            nbytes = 4 * (128 + 32 + 700_000)
+            assert [node.came for node in nodes] == [[nbytes], [nbytes]]
+            assert [node.started for node in nodes] == [1, 1]
+
+    run(test())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("stage", ["receive", "prepare", "ready", "end"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        ending,
+        aborting(errors.StaleEpoch("another group")),
+        aborting(errors.Draining("going")),
+        aborting(errors.GroupLost("a rank died")),
+        aborting(errors.InternalError("a defect")),
+    ],
+    ids=["shut down", "stale", "draining", "lost", "defect"],
+)
+def test_a_member_that_ends_its_stream_is_a_lost_group(rank: int, stage: str, end: Act) -> None:
+    """At any stage and by any status: the job goes on elsewhere; it is never cancelled by it."""
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+            nodes[rank].at[stage] = end
+            if stage in ("ready", "end"):
+                # The other one has started: it waits in a collective that this one is missing in.
+                nodes[1 - rank].at["step0" if stage == "ready" else "end"] = hanging
+                nodes[1 - rank].at["end"] = hanging
+            with pytest.raises(errors.GroupLost, match=f"rank {rank}"):
+                await work(made)
+
+    run(test())
+
+
+def test_every_step_that_was_finished_is_reported_before_a_loss() -> None:
+    """What the leader still sends after another member died is not dropped."""
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+
+            async def later(node: ScriptedNode, context: Any) -> None:
+                await asyncio.sleep(0.1)
+
+            nodes[0].at["step1"] = later
+            nodes[0].at["end"] = hanging
+            nodes[1].at["end"] = ending
+            steps: list[int] = []
+            with pytest.raises(errors.GroupLost, match="rank 1"):
+                await work(made, steps)
+            assert steps == [1, 2]
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "name"),
+    [
+        (errors.InvalidRequest("no", field="job.x"), errors.InvalidRequest, "group"),
+        (errors.BadResult("NaN"), errors.BadResult, "group"),
+        (errors.DamagedModel("torn"), errors.ExecutorFailed, "group"),
+        (errors.DamagedModel("torn"), errors.DamagedModel, "local"),
+        (errors.InternalError("a defect"), errors.ExecutorFailed, "local"),
+    ],
+)
+def test_what_a_member_says_of_the_work_is_told(
+    raised: DitmeshError, kind: type[DitmeshError], name: str
+) -> None:
+    """A wrong request stays one; what another executor may do better can go on there."""
+
+    async def test() -> None:
+        async with executor(name) as (made, nodes):
+            nodes[0].at["prepare"] = aborting(raised)
+            with pytest.raises(DitmeshError) as caught:
+                await work(made)
+            assert type(caught.value) is kind
+
+    run(test())
+
+
+def test_a_stop_while_members_prepare_takes_effect_at_once() -> None:
+    """Loading may take minutes; nobody has started."""
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+            nodes[1].at["prepare"] = hanging
+            stop = StopRequest()
+            working = asyncio.create_task(work(made, stop=stop))
+            await until(lambda: nodes[1].came)
+            stop.set(pb.STOP_REASON_CANCELLED)
+            end = await asyncio.wait_for(working, 2.0)
+            assert end.stopped == pb.STOP_REASON_CANCELLED
+            assert [node.started for node in nodes] == [0, 0]
+
+    run(test())
+
+
+def test_a_stop_asked_for_before_the_run_is_heard() -> None:
+    """No matter how early."""
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+            stop = StopRequest()
+            stop.set(pb.STOP_REASON_DEADLINE)
+            stop.set(pb.STOP_REASON_CANCELLED)
+            end = await work(made, stop=stop)
+            assert end.stopped == pb.STOP_REASON_DEADLINE
+            assert nodes[0].started == 0
+
+    run(test())
+
+
+def test_the_leaders_result_does_not_wait_for_a_member_that_hangs() -> None:
+    """The job is whole; the next one finds the member lost."""
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+            nodes[1].at["end"] = hanging
+            end = await asyncio.wait_for(work(made), 5.0)
+            assert end.result is not None
+
+    run(test())
