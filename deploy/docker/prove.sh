@@ -104,7 +104,44 @@ PY
     say "holds: $target"
 }
 
+child() { # child PID: process 1 of the container that run.sh with that process id started
+    pgrep -P "$1"
+}
+
+together() { # a cluster of the two images: a picture from a prompt, every step on the group
+    local run=deploy/docker/run.sh images=$proof/images nodes coordinator pid code
+    say "together: two ranks, a coordinator, a picture"
+    # Readable for the user 10001, whatever the checkout's umask was.
+    rm -rf "$proof/models" && cp -rL models "$proof/models" && chmod -R a+rX "$proof/models"
+    MODELS=$proof/models $run "$images/node-cpu" python -m gpu_node --models=/models --ranks=2 \
+        --device=cpu --port=51061 --health=127.0.0.1:51159 --grace=60 >"$proof/node.log" 2>&1 &
+    nodes=$!
+    MODELS=$proof/models $run "$images/coordinator" python -m coordinator --listen=127.0.0.1:51050 \
+        --nodes=127.0.0.1:51061-51062 --local-models=/models --preload=pixel-portraits \
+        --settle=600 --regroup-wait=600 --journal=/tmp/journal.db --health=127.0.0.1:51158 \
+        --prometheus=127.0.0.1:51464 --grace=60 >"$proof/coordinator.log" 2>&1 &
+    coordinator=$!
+    trap 'kill -KILL $(child $nodes) $(child $coordinator) 2>/dev/null || true' EXIT
+    for _ in $(seq 300); do
+        ! $run "$images/coordinator" ditmesh status --json --address 127.0.0.1:51050 2>/dev/null \
+            | tee "$proof/status.txt" | grep -q 'ulysses=2' || break
+        sleep 2
+    done
+    $run "$images/coordinator" ditmesh sample --address 127.0.0.1:51050 --model pixel-portraits \
+        --prompt "a girl with long red hair" --size 128x128 --steps 8 --fallback forbid \
+        --out /tmp/picture.png
+    for pid in $nodes $coordinator; do
+        kill -TERM "$(child "$pid")"
+        code=0
+        wait "$pid" || code=$?
+        [ "$code" -eq 0 ] || { echo "process 1 ended with code $code"; exit 1; }
+    done
+    trap - EXIT
+    say "holds: a picture, and both ended in order as process 1"
+}
+
 base_image
 torch_index
 for target in "${targets[@]}"; do build "$target"; done
 for target in "${targets[@]}"; do try "$target"; done
+if [ -d "$proof/images/coordinator" ] && [ -d "$proof/images/node-cpu" ]; then together; fi
