@@ -112,6 +112,11 @@ class Cluster:
         elapsed = asyncio.get_running_loop().time() - self._local_seen_at
         return max(_LOCAL_RETURNS_S - elapsed, 0.0)
 
+    def local_failed(self, why: str) -> None:
+        """The local sampler could not do its work: nothing goes there until it speaks again."""
+        if self.local is not None:
+            self.local.doubt(why)
+
     def local_changed(self) -> None:
         """The local sampler came or went."""
         self._local_seen_at = asyncio.get_running_loop().time()

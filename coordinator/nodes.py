@@ -96,6 +96,12 @@ class NodeLink:
                 call.cancel()
             await asyncio.sleep(_RETRY_S)
 
+    def doubt(self, why: str) -> None:
+        """Work on it broke off: it counts as lost until it speaks again, within a second if it
+        lives.
+        """
+        self._apply(Lost(why))
+
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()

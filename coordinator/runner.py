@@ -42,8 +42,8 @@ POLICIES = {
 }
 # A job that costs the group twice is given to the local sampler, lest it go round for ever.
 _MAX_GROUP_LOSSES = 2
-# One that the local sampler fails at twice without a step in between cannot be done.
-_MAX_LOCAL_LOSSES = 2
+# One that the local sampler fails at so often without a step in between cannot be done.
+_MAX_LOCAL_LOSSES = 3
 _STOP_S = 5.0
 _FETCH_S = 1.0
 
@@ -257,6 +257,7 @@ class Runner:
             if final:
                 self.fail(record, error)
             else:
+                self._cluster.local_failed(error.message)
                 self.apply(record, JobEvent.LOST)
             return
         record.losses += 1

@@ -130,6 +130,9 @@ class FakeLink:
     report = None
     stub = mock.Mock(FetchState=lambda request: _NoState())
 
+    def doubt(self, why: str) -> None:
+        """It speaks again in the same moment."""
+
     def models(self) -> dict[str, cluster_pb2.Model]:
         """By name."""
         return {m.name: m for m in self.has_models} if self.up else {}

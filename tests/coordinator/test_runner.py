@@ -185,7 +185,7 @@ def test_a_local_sampler_that_dies_is_waited_for() -> None:
     run(test())
 
 
-def test_a_local_sampler_that_fails_twice_at_one_step_fails_the_job() -> None:
+def test_a_local_sampler_that_fails_again_and_again_at_one_step_fails_the_job() -> None:
     """A job that no executor can do does not go round for ever."""
 
     async def die(step: int) -> None:
