@@ -117,6 +117,23 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
         help="default: %(default)s",
     )
     local.add_argument(
+        "--local-preload",
+        metavar="MODEL",
+        help="model that the fallback loads at its start (default: each when it is first needed)",
+    )
+    local.add_argument(
+        "--local-queue",
+        type=bounded(int, 0, 100_000),
+        default=Limits().local_queued_jobs,
+        help="jobs that may wait for the fallback, where there are nodes (default: %(default)s)",
+    )
+    local.add_argument(
+        "--local-memory",
+        type=bounded(int, 256 * MIB, 1 << 45),
+        metavar="BYTES",
+        help="memory that the fallback may take; a job that needs more fails (default: no limit)",
+    )
+    local.add_argument(
         "--local-threads",
         type=bounded(int, 1, 1024),
         default=1,
@@ -189,6 +206,8 @@ def configuration(args: argparse.Namespace, local_address: str) -> CoordinatorCo
             in_flight_bytes=in_flight,
             request_bytes=request,
             queued_jobs=args.max_queue,
+            # Without nodes it is no fallback: its queue is the queue.
+            local_queued_jobs=args.local_queue if args.nodes else args.max_queue,
         ),
         timing=Timing(
             reattach=args.reattach,
@@ -228,6 +247,8 @@ def children(args: argparse.Namespace, folder: Path) -> list[ChildSpec]:
             models=args.local_models,
             device=args.local_device,
             dtype=args.local_dtype,
+            preload=args.local_preload,
+            memory_bytes=args.local_memory,
             max_loaded=1,
             executor=ExecutorConfig(
                 listen=address,

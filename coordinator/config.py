@@ -25,6 +25,8 @@ class Limits:
     """Tensors of jobs in the journal; further jobs are not journalled."""
     queued_jobs: int = 64
     """Jobs that may wait."""
+    local_queued_jobs: int = 16
+    """Jobs that may wait for the local sampler; it is slow, and the caller may know better."""
     kept_jobs: int = 1024
     """Jobs that have ended and are remembered for whoever comes back."""
     latent_cells: int = 1 << 22

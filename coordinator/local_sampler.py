@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import grpc
 import torch
 
 from coordinator.pipeline_worker import PipelineWorker
+from ditmesh.errors import DitmeshError
 from ditmesh.executor.device import torch_dtype
 from ditmesh.executor.engine import Engine, LocalEngine
 from ditmesh.executor.models import ModelCache
@@ -17,6 +19,8 @@ from ditmesh.executor.server import ExecutorConfig, serve
 from ditmesh.models.info import ModelInfo
 from ditmesh.models.loading import load
 from ditmesh.v1 import pipeline_pb2_grpc
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,10 @@ class LocalSamplerConfig:
     max_loaded: int
     executor: ExecutorConfig
     log_level: str = "INFO"
+    preload: str | None = None
+    """Model to load at once; None: each when it is first needed."""
+    memory_bytes: int | None = None
+    """Most memory of its own that the process may have; None: no limit."""
 
 
 def run(config: LocalSamplerConfig) -> int:
@@ -37,12 +45,17 @@ def run(config: LocalSamplerConfig) -> int:
         level=config.log_level, format="%(asctime)s local sampler %(levelname)s %(message)s"
     )
     device = torch.device(config.device)
+    if config.memory_bytes is not None:
+        # What is beyond fails in the job that asks for it, and the machine does not swap.
+        resource.setrlimit(resource.RLIMIT_DATA, (config.memory_bytes, config.memory_bytes))
 
     def load_transformer(info: ModelInfo) -> torch.nn.Module:
         return load(info, device=device, dtype=torch_dtype(config.dtype))
 
     def make_engine() -> tuple[Engine, torch.device]:
         cache = ModelCache(config.models, load_transformer, max_loaded=config.max_loaded)
+        if config.preload is not None:
+            _preload(cache, config.preload)
         return LocalEngine(cache), device
 
     def add_pipelines(server: grpc.Server, engine: Engine) -> None:
@@ -55,3 +68,11 @@ def run(config: LocalSamplerConfig) -> int:
         pipeline_pb2_grpc.add_PipelineServiceServicer_to_server(worker, server)
 
     return serve(config.executor, make_engine, more=add_pipelines)
+
+
+def _preload(cache: ModelCache, name: str) -> None:
+    try:
+        log.info("loaded %s in %.1f s", name, cache.load(name))
+    except DitmeshError as error:
+        # A job that wants it will be told; others can be served.
+        log.error("cannot load %s at the start: %s", name, error)

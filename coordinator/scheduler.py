@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from coordinator.cluster import Cluster
 from coordinator.executors import Executor
 from coordinator.lifecycle.ladder import Decision, JobFacts, Policy, Rung, decide
-from ditmesh.errors import DeadlineExceeded, Unavailable
+from ditmesh.errors import DeadlineExceeded, Overloaded, Unavailable
 
 _RETRY_AFTER_S = 5.0
+_LOCAL_QUEUE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,9 @@ class Claim:
     on_group_free: Callable[[], None] = lambda: None
     """Called while the work runs locally only for want of a group, once the group is free and
     would be faster."""
+    waits_locally: bool = False
+    """Whether it has a place in the local sampler's queue. Work that has begun is never refused
+    one."""
     granted: asyncio.Future[Grant] = field(default_factory=asyncio.Future)
     told: int | None = None
     """The position that `on_position` heard last."""
@@ -48,7 +52,11 @@ class Claim:
 class Scheduler:
     """First come, first served, for each executor. Everything happens on the event loop."""
 
-    def __init__(self, cluster: Cluster, *, regroup_wait_s: float) -> None:
+    def __init__(
+        self, cluster: Cluster, *, regroup_wait_s: float, local_queue: int = _LOCAL_QUEUE
+    ) -> None:
+        """`local_queue`: how many may wait for the local sampler."""
+        self._local_queue = local_queue
         self._cluster = cluster
         self._regroup_wait_s = regroup_wait_s
         self._waiting: list[Claim] = []
@@ -69,9 +77,11 @@ class Scheduler:
     async def acquire(self, claim: Claim, *, first: bool = False) -> Grant:
         """Wait for an executor; `first` puts the claim before all others.
 
-        Raises Unavailable when nothing can or may take it, DeadlineExceeded when that would
-        be too late. Cancelling the wait withdraws the claim.
+        Raises Unavailable when nothing can or may take it, Overloaded when too many wait for the
+        local sampler, which alone could, and DeadlineExceeded when that would be too late.
+        Cancelling the wait withdraws the claim.
         """
+        claim.waits_locally = first
         self._waiting.insert(0 if first else len(self._waiting), claim)
         self.pump()
         try:
@@ -130,6 +140,7 @@ class Scheduler:
         model = self._cluster.models().get(claim.model)
         group = self._cluster.group_facts(model)
         local = self._cluster.local_facts(model, claim.cells, claim.steps_left)
+        local = replace(local, full=self._local_is_full(claim))
         decision = decide(
             JobFacts(
                 claim.policy,
@@ -140,6 +151,8 @@ class Scheduler:
             local,
             regroup_wait_s=self._regroup_wait_s,
         )
+        if decision.rung is Rung.WAIT and decision.reason:
+            claim.waits_locally = True
         match decision.rung:
             case Rung.GROUP:
                 executor = self._cluster.take_group(split=claim.split)
@@ -151,6 +164,10 @@ class Scheduler:
                 claim.granted.set_result(grant)
             case Rung.REFUSE if decision.reason == "TOO_SLOW":
                 claim.granted.set_exception(DeadlineExceeded(decision.message))
+            case Rung.REFUSE if decision.reason == "LOCAL_QUEUE_FULL":
+                claim.granted.set_exception(
+                    Overloaded(decision.message, retry_after_s=_RETRY_AFTER_S)
+                )
             case Rung.REFUSE:
                 claim.granted.set_exception(
                     Unavailable(decision.message, retry_after_s=_RETRY_AFTER_S)
@@ -159,6 +176,10 @@ class Scheduler:
                 self._look_again(self._cluster.local_wait_s())
             case Rung.WAIT if not group.ready:
                 self._look_again(self._regroup_wait_s - group.waited_s)
+
+    def _local_is_full(self, claim: Claim) -> bool:
+        waiting = sum(c.waits_locally for c in self._waiting if not c.granted.done())
+        return not claim.waits_locally and waiting >= self._local_queue
 
     def _look_again(self, seconds: float) -> None:
         """Pump once this time has passed, or the shorter time that another claim asked for."""

@@ -108,7 +108,11 @@ class Coordinator:
                 on_change=lambda link, change: cluster.local_changed(),
             )
         cluster = Cluster(group, local, settle_s=timing.settle)
-        scheduler = Scheduler(cluster, regroup_wait_s=timing.regroup_wait)
+        scheduler = Scheduler(
+            cluster,
+            regroup_wait_s=timing.regroup_wait,
+            local_queue=limits.local_queued_jobs,
+        )
         journal = self._journal or NoJournal()
         runner = Runner(scheduler, cluster, self._metrics, journal)
         jobs = JobTable(runner, cluster, limits, timing, journal)

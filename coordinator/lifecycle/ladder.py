@@ -44,7 +44,8 @@ class GroupFacts:
 class LocalFacts:
     """The local sampler at this moment. `estimate_s`: of the rest of the job, None if unknown.
 
-    `returning`: it is not available, but it is or may soon be started again.
+    `returning`: it is not available, but it is or may soon be started again. `full`: as many as
+    may wait for it do, and this job is not one of them.
     """
 
     available: bool
@@ -53,6 +54,7 @@ class LocalFacts:
     estimate_s: float | None
     problem: str = ""
     returning: bool = False
+    full: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,10 @@ def _why_not_group(job: JobFacts, group: GroupFacts, regroup_wait_s: float) -> t
 
 
 def _local(job: JobFacts, local: LocalFacts, reason: str, message: str) -> Decision:
+    if local.full and not local.free:
+        return Decision(
+            Rung.REFUSE, "LOCAL_QUEUE_FULL", f"{message}, and the local sampler's queue is full"
+        )
     if not local.available:
         if local.returning:
             return Decision(Rung.WAIT, reason, message)

@@ -10,7 +10,7 @@ import pytest
 from coordinator.lifecycle.group import GroupPhase
 from coordinator.lifecycle.ladder import Policy
 from coordinator.scheduler import Claim, Grant
-from ditmesh.errors import DeadlineExceeded, Unavailable
+from ditmesh.errors import DeadlineExceeded, Overloaded, Unavailable
 from tests.coordinator.fakes import World, run, until, world
 
 
@@ -123,6 +123,7 @@ def test_claims_that_cancel_and_release_at_random_lose_nothing() -> None:
 
     async def test() -> None:
         async with world() as w:
+            w.scheduler._local_queue = 200
             chance = random.Random(0)
 
             async def client() -> None:
@@ -257,5 +258,40 @@ def test_work_that_only_lacked_a_group_is_called_back() -> None:
             w.scheduler.pump()
             w.scheduler.release(excluded)
             assert set(called) == {"exile"}
+
+    run(test())
+
+
+def test_the_local_sampler_has_a_queue_of_its_own() -> None:
+    """Beyond it new work is refused with a time to try again; work that has begun never is."""
+
+    async def test() -> None:
+        async with world(nodes=0) as w:
+            w.scheduler._local_queue = 2
+            held = await w.scheduler.acquire(claim())
+            queued = await waiting(w, claim(), claim())
+            with pytest.raises(Overloaded, match="queue is full") as refused:
+                await w.scheduler.acquire(claim())
+            assert refused.value.retry_after_s
+            begun = asyncio.create_task(w.scheduler.acquire(claim(), first=True))
+            await asyncio.sleep(0)
+            w.scheduler.release(held)
+            for task in (begun, *queued):
+                w.scheduler.release(await task)
+
+    run(test())
+
+
+def test_the_local_queue_is_no_limit_for_the_group() -> None:
+    """Whoever waits for the group waits in the one long queue."""
+
+    async def test() -> None:
+        async with world() as w:
+            w.scheduler._local_queue = 0
+            held = await w.scheduler.acquire(claim())
+            tasks = await waiting(w, *(claim() for _ in range(5)))
+            w.scheduler.release(held)
+            for task in tasks:
+                w.scheduler.release(await task)
 
     run(test())
