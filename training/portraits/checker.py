@@ -20,41 +20,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from training.portraits import attributes as names
-from training.portraits.attributes import CELL, GRID, Attributes
+from training.portraits.attributes import CELL, GRID
 from training.portraits.dataset import Portraits, load
+from training.portraits.labels import HEADS, class_indices, truth
 from training.portraits.paths import CHECKER_WEIGHTS, DEFAULT_DATA
 
 CONFIDENCE = 0.5
 
-HEADS: dict[str, tuple[str, ...]] = {
-    "hair_color": tuple(names.HAIR_COLORS),
-    "hair_style": tuple(names.HAIR_STYLES),
-    "glasses": tuple(names.GLASSES),
-    "hat": tuple(names.HATS),
-    "hat_color": tuple(names.HAT_COLORS),
-    "beard": ("no", "yes"),
-    "clothes_color": tuple(names.CLOTHES_COLORS),
-    "clothes": tuple(names.CLOTHES),
-    "background": tuple(names.BACKGROUNDS),
-    "skin": tuple(names.SKIN_COLORS),
-    "mouth": tuple(names.MOUTHS),
-}
-
 Cells = npt.NDArray[np.float32]
-
-
-def truth(attributes: Attributes) -> dict[str, str | None]:
-    """What a reader should see in a portrait; None where it cannot be seen."""
-    values: dict[str, str | None] = {
-        name: getattr(attributes, name) for name in HEADS if name != "beard"
-    }
-    values["beard"] = "yes" if attributes.beard else "no"
-    if attributes.hair_hidden:
-        values["hair_color"] = None
-    if attributes.hat == "none":
-        values["hat_color"] = None
-    return values
 
 
 def cells_of(picture: Image.Image) -> Cells:
@@ -132,7 +105,7 @@ def train(portraits: Portraits, config: CheckerTraining) -> Checker:
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     checker = Checker()
-    labels = _labels(portraits)
+    wanted = class_indices(portraits.attributes)
     optimizer = torch.optim.AdamW(checker.parameters(), config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=config.steps
@@ -148,7 +121,7 @@ def train(portraits: Portraits, config: CheckerTraining) -> Checker:
         loss = torch.zeros(())
         for name, values in HEADS.items():
             target = torch.full((len(both),), len(values))
-            target[: config.batch] = labels[name][rows]
+            target[: config.batch] = wanted[name][rows]
             loss = loss + nn.functional.cross_entropy(logits[name], target, ignore_index=-1)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -159,17 +132,6 @@ def train(portraits: Portraits, config: CheckerTraining) -> Checker:
 
 def _colors(pictures: npt.NDArray[np.uint8]) -> Cells:
     return (pictures / 255).astype(np.float32)
-
-
-def _labels(portraits: Portraits) -> dict[str, torch.Tensor]:
-    """Class indices [N] of each head; -1 where the attribute cannot be seen."""
-    truths = [truth(attributes) for attributes in portraits.attributes]
-    return {
-        name: torch.tensor(
-            [-1 if (value := seen[name]) is None else values.index(value) for seen in truths]
-        )
-        for name, values in HEADS.items()
-    }
 
 
 def _negatives(cells: Cells, portraits: Portraits, count: int, rng: np.random.Generator) -> Cells:

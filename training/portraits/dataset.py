@@ -7,8 +7,10 @@ one would have seen.
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +21,16 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 from training.portraits.attributes import Attributes
 from training.portraits.autoencoder import ColorMap
 from training.portraits.captions import caption
+from training.portraits.labels import class_indices
 from training.portraits.models import pack
 from training.portraits.tokenization import T5_LENGTH
 
-SHORT_LENGTH = 32
+SHORT_LENGTH = 24
 LONG_LENGTHS = (T5_LENGTH, T5_LENGTH, 2 * T5_LENGTH, 512)
-"""T5 lengths: 32 holds most captions, 64 is what the service pads to, 512 is the default of
+"""T5 lengths: 24 holds most captions, 64 is what the service pads to, 512 is the default of
 ``FluxPipeline``. Padding is attended to, so the model has to have seen all of them."""
-LONG_SHARE = 0.2
+LONG_SHARE = 0.1
+UNIFORM_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,19 @@ def load(path: Path) -> Portraits:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Words:
+    """Captions and what they say."""
+
+    clip_ids: torch.Tensor
+    """[B, L], as long as its longest caption."""
+    t5_ids: torch.Tensor
+    """[B, T], padded to one of the lengths above."""
+    attributes: dict[str, torch.Tensor]
+    """Class indices [B] of each attribute that ``labels.HEADS`` lists; -1: not in sight."""
+
+
+@dataclass(frozen=True)
+class Batch(Words):
     """What one training step takes."""
 
     clean: torch.Tensor
@@ -59,10 +75,6 @@ class Batch:
     """Like ``clean``."""
     sigma: torch.Tensor
     """[B], in (0, 1)."""
-    clip_ids: torch.Tensor
-    """[B, L], as long as its longest caption."""
-    t5_ids: torch.Tensor
-    """[B, T], padded to one of the lengths above."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,23 @@ class Batches:
     shift: float
     """How far towards noise the logit-normal noise levels lean."""
 
+    @cached_property
+    def labels(self) -> dict[str, torch.Tensor]:
+        """Class indices [N] of each attribute."""
+        return class_indices(self.portraits.attributes)
+
+    def draw_words(self, step: int, size: int) -> Words:
+        """The captions of one step of the text encoders' own training."""
+        rng = random.Random(f"words/{self.seed}/{step}")
+        rows = [rng.randrange(len(self.portraits)) for _ in range(size)]
+        texts = [self._caption(row, SHORT_LENGTH, rng) for row in rows]
+        length = T5_LENGTH if step % 8 == 0 else SHORT_LENGTH
+        return Words(
+            clip_ids=token_ids(self.clip, texts),
+            t5_ids=token_ids(self.t5, texts, "max_length", length),
+            attributes={name: values[rows] for name, values in self.labels.items()},
+        )
+
     def draw(self, step: int) -> Batch:
         """The batch of one step."""
         rng = random.Random(f"{self.seed}/{step}")
@@ -90,13 +119,13 @@ class Batches:
         rows = [rng.randrange(len(self.portraits)) for _ in range(size)]
         texts = [self._caption(row, length, rng) for row in rows]
         clean = pack(torch.from_numpy(self.colors.encode(self.portraits.pictures[rows])))
-        normal = torch.randn(size, generator=generator)
         return Batch(
             clean=clean,
             noise=torch.randn(clean.shape, generator=generator),
-            sigma=torch.sigmoid(normal + float(np.log(self.shift))),
-            clip_ids=self._ids(self.clip, texts, "longest", None),
-            t5_ids=self._ids(self.t5, texts, "max_length", length),
+            sigma=draw_sigmas(size, self.shift, generator),
+            clip_ids=token_ids(self.clip, texts),
+            t5_ids=token_ids(self.t5, texts, "max_length", length),
+            attributes={name: values[rows] for name, values in self.labels.items()},
         )
 
     def _caption(self, row: int, length: int, rng: random.Random) -> str:
@@ -107,15 +136,24 @@ class Batches:
                 return text
         return ""
 
-    @staticmethod
-    def _ids(
-        tokenizer: CLIPTokenizer | PreTrainedTokenizerFast,
-        texts: list[str],
-        padding: str,
-        length: int | None,
-    ) -> torch.Tensor:
-        encoded = tokenizer(
-            texts, padding=padding, max_length=length, truncation=True, return_tensors="pt"
-        )
-        ids: torch.Tensor = encoded.input_ids
-        return ids
+
+def draw_sigmas(size: int, shift: float, generator: torch.Generator) -> torch.Tensor:
+    """Noise levels [size]: logit-normal, shifted, but for one in ten that is uniform."""
+    normal = torch.randn(size, generator=generator)
+    uniform = torch.rand(size, generator=generator)
+    chosen = torch.rand(size, generator=generator) < UNIFORM_SHARE
+    return torch.where(chosen, uniform, torch.sigmoid(normal + math.log(shift)))
+
+
+def token_ids(
+    tokenizer: CLIPTokenizer | PreTrainedTokenizerFast,
+    texts: list[str],
+    padding: str = "longest",
+    length: int | None = None,
+) -> torch.Tensor:
+    """Token ids [B, L] of texts, cut at ``length`` or at the tokenizer's own limit."""
+    encoded = tokenizer(
+        texts, padding=padding, max_length=length, truncation=True, return_tensors="pt"
+    )
+    ids: torch.Tensor = encoded.input_ids
+    return ids

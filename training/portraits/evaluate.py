@@ -22,8 +22,9 @@ from PIL import Image
 
 from training.portraits.attributes import Attributes
 from training.portraits.captions import caption
-from training.portraits.checker import Checker, load_checker, truth
+from training.portraits.checker import Checker, load_checker
 from training.portraits.dataset import Portraits, load
+from training.portraits.labels import truth
 from training.portraits.paths import DEFAULT_DATA, DEFAULT_MODEL
 from training.portraits.sheet import STEPS, contact_sheet, generate
 from training.portraits.tokenization import T5_LENGTH

@@ -91,24 +91,21 @@ class Trainable(nn.Module):
         )
         _small_output_init(self.transformer)
 
-    def forward(
-        self,
-        noisy: torch.Tensor,
-        sigma: torch.Tensor,
-        clip_ids: torch.Tensor,
-        t5_ids: torch.Tensor,
-    ) -> torch.Tensor:
-        """The velocity.
+    def encode(
+        self, clip_ids: torch.Tensor, t5_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pooled embedding [B, D] and the text tokens [B, T, D].
 
         Args:
-            noisy: packed latents [B, 64, 64].
-            sigma: noise levels in [0, 1], [B].
-            clip_ids: [B, L] up to the end-of-text token; the rest has no effect.
+            clip_ids: [B, L] up to the end-of-text token; what follows it has no effect.
             t5_ids: [B, T], padded; as in ``FluxPipeline``, padding is attended to.
-
         """
-        pooled = self.clip(input_ids=clip_ids).pooler_output
-        text = self.t5(input_ids=t5_ids)[0]
+        return self.clip(input_ids=clip_ids).pooler_output, self.t5(input_ids=t5_ids)[0]
+
+    def forward(
+        self, noisy: torch.Tensor, sigma: torch.Tensor, pooled: torch.Tensor, text: torch.Tensor
+    ) -> torch.Tensor:
+        """The velocity of packed latents [B, 64, 64] at noise levels [B] in [0, 1]."""
         velocity: torch.Tensor = self.transformer(
             hidden_states=noisy,
             timestep=sigma,

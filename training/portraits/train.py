@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="rendered data")
     parser.add_argument("--run", type=Path, default=DEFAULT_RUN, help="checkpoints and sheets")
     parser.add_argument("--out", type=Path, default=DEFAULT_MODEL, help="diffusers folder")
+    parser.add_argument("--word-steps", type=int, default=defaults.word_steps)
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--batch", type=int, default=defaults.batch)
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
@@ -69,10 +70,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not (args.data / "train.npz").exists():
         generate.generate(args.data, generate.TRAIN_COUNT, generate.HELD_OUT_COUNT, seed=0)
     config = TrainConfig(
-        steps=args.steps, batch=args.batch, learning_rate=args.learning_rate, seed=args.seed
+        word_steps=args.word_steps,
+        steps=args.steps,
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
     )
     model_config = ModelConfig()
     trainer, parts = build_trainer(args.data, args.run, config, model_config)
+    trainer.run_words()
     trainer.run(
         lambda step: draw_sheet(
             trainer, parts, args.run / f"sheet-{step:06d}.png", model_config.shift

@@ -17,25 +17,29 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from training.portraits.dataset import Batch, Batches
+from training.portraits.dataset import Batch, Batches, Words
 from training.portraits.models import Trainable
+from training.portraits.readout import Readout
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How long and how fast to learn."""
 
+    word_steps: int = 1_500
+    word_batch: int = 64
     steps: int = 5_500
     batch: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     warmup: int = 200
     decay_share: float = 0.35
     """The last part of the run, over which the learning rate falls to nothing."""
     weight_decay: float = 0.01
-    ema: float = 0.999
-    shift: float = 1.5
+    ema: float = 0.997
+    readout_weight: float = 0.3
+    shift: float = 3.0
     seed: int = 0
-    save_every: int = 250
+    save_every: int = 100
     sheet_every: int = 1000
 
     def learning_rate_at(self, step: int) -> float:
@@ -56,22 +60,27 @@ class Trainer:
         self.config = config
         self.checkpoint = folder / "checkpoint.pt"
         self.step = 0
+        self.word_step = 0
         self.seconds = 0.0
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, config.weight_decay), betas=(0.9, 0.99), fused=True
-        )
+        self.readout = Readout(self.model.t5.config.d_model).to(self.device)
+        groups = _parameter_groups(self.model, config.weight_decay)
+        groups.append({"params": list(self.readout.parameters()), "weight_decay": 0.0})
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
 
     def run(self, on_sheet: Callable[[int], None] | None = None) -> None:
         """Trains up to ``config.steps``, saving as it goes."""
         config = self.config
-        smooth = 0.0
+        smooth: tuple[float, ...] = ()
         with tqdm(total=config.steps, initial=self.step, desc="train", unit="step") as bar:
             while self.step < config.steps:
                 started = time.perf_counter()
-                loss = self.train_step(self.batches.draw(self.step))
+                losses = self.train_step(self.batches.draw(self.step))
                 self.seconds += time.perf_counter() - started
-                smooth = loss if smooth == 0.0 else 0.98 * smooth + 0.02 * loss
-                bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+                smooth = tuple(
+                    0.98 * old + 0.02 * new
+                    for old, new in zip(smooth or losses, losses, strict=True)
+                )
+                bar.set_postfix(loss=f"{smooth[0]:.4f}", words=f"{smooth[1]:.3f}", refresh=False)
                 bar.update()
                 last = self.step == config.steps
                 if last or self.step % config.save_every == 0:
@@ -79,31 +88,68 @@ class Trainer:
                 if on_sheet is not None and (last or self.step % config.sheet_every == 0):
                     on_sheet(self.step)
 
-    def train_step(self, batch: Batch) -> float:
-        """One step of the optimizer; returns the loss."""
+    def run_words(self) -> None:
+        """Trains the text encoders alone, on what captions say, up to ``config.word_steps``."""
+        config = self.config
+        smooth = 0.0
+        with tqdm(total=config.word_steps, initial=self.word_step, desc="words") as bar:
+            while self.word_step < config.word_steps:
+                started = time.perf_counter()
+                loss = self.words_step(self.batches.draw_words(self.word_step, config.word_batch))
+                self.seconds += time.perf_counter() - started
+                smooth = 0.95 * smooth + 0.05 * loss if smooth else loss
+                bar.set_postfix(words=f"{smooth:.3f}", refresh=False)
+                bar.update()
+                if self.word_step == config.word_steps or self.word_step % config.save_every == 0:
+                    self.save()
+
+    def words_step(self, words: Words) -> float:
+        """One step of the text encoders alone; returns the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * min(1.0, (self.word_step + 1) / 50)
+        loss = self._words_loss(words, *self._encode(words))
+        torch.autograd.backward(loss)
+        self._clip_text()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.word_step += 1
+        self._update_average(self.word_step)
+        return loss.item()
+
+    def _encode(self, words: Words) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.model.encode(words.clip_ids.to(self.device), words.t5_ids.to(self.device))
+
+    def _words_loss(self, words: Words, pooled: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        target = {name: values.to(self.device) for name, values in words.attributes.items()}
+        loss: torch.Tensor = self.readout(pooled, text, target)
+        return loss
+
+    def _clip_text(self) -> None:
+        nn.utils.clip_grad_norm_([*self.model.clip.parameters(), *self.model.t5.parameters()], 1.0)
+
+    def train_step(self, batch: Batch) -> tuple[float, float]:
+        """One step of the optimizer; returns the losses of pictures and of words."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(self.step)
         clean, noise = batch.clean.to(self.device), batch.noise.to(self.device)
         sigma = batch.sigma.to(self.device)
         level = sigma[:, None, None]
-        velocity = self.model(
-            (1 - level) * clean + level * noise,
-            sigma,
-            batch.clip_ids.to(self.device),
-            batch.t5_ids.to(self.device),
-        )
+        pooled, text = self._encode(batch)
+        velocity = self.model((1 - level) * clean + level * noise, sigma, pooled, text)
         loss = nn.functional.mse_loss(velocity, noise - clean)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        words = self._words_loss(batch, pooled, text)
+        torch.autograd.backward(loss + self.config.readout_weight * words)
+        nn.utils.clip_grad_norm_(self.model.transformer.parameters(), 1.0)
+        self._clip_text()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self._update_average()
-        return loss.item()
+        self._update_average(self.step)
+        return loss.item(), words.item()
 
     @torch.no_grad()
-    def _update_average(self) -> None:
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+    def _update_average(self, step: int) -> None:
+        decay = min(self.config.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(
             list(self.average.parameters()), list(self.model.parameters()), 1 - decay
         )
@@ -112,9 +158,11 @@ class Trainer:
         """Writes the checkpoint whole or not at all."""
         state: dict[str, Any] = {
             "step": self.step,
+            "word_step": self.word_step,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
+            "readout": self.readout.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -129,8 +177,10 @@ class Trainer:
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
+        self.readout.load_state_dict(state["readout"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.word_step = state["step"], state["word_step"]
+        self.seconds = state["seconds"]
         return True
 
 
