@@ -28,8 +28,8 @@ mount -t tmpfs -o size=1g,mode=1777 tmpfs "$ROOT/tmp"
 [ -z "$BIND" ] || { mount --bind "${BIND%%:*}" "$ROOT/${BIND#*:}"; mount -o remount,ro,bind "$ROOT/${BIND#*:}"; }
 mount --bind /etc/resolv.conf "$ROOT/etc/resolv.conf" 2>/dev/null || true
 mount -o remount,ro,bind "$ROOT"
-exec env -i PATH=/opt/ditmesh/bin:/usr/local/bin:/usr/bin:/bin HOME=/tmp HF_HUB_OFFLINE=1 \
-    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
-    chroot "$ROOT" setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs \
+exec chroot "$ROOT" /usr/bin/env -i PATH=/opt/ditmesh/bin:/usr/local/bin:/usr/bin:/bin HOME=/tmp \
+    HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs \
     --bounding-set=-all --inh-caps=-all -- "$@"
 ' run "$@"
