@@ -150,8 +150,10 @@ class Executor:
             await self._together(lane.prepare(call, tensors))
             answers = await self._together(lane.compute())
         except BaseException:
-            # Half a call may be on its way: these streams cannot be used again.
-            self._lanes.pop(model.key).close()
+            # Half a call may be on its way: these streams cannot be used again. When the group was
+            # found lost meanwhile, `close` has dropped them already.
+            self._lanes.pop(model.key, None)
+            lane.close()
             raise
         answer = answers[0]
         if isinstance(answer, DitmeshError):
