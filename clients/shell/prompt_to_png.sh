@@ -68,9 +68,9 @@ job=$(jq --compact-output --arg model "${option[model]}" --arg seed "${option[se
     empty_latent: {batch: 1, height: $cells, width: $cells}
   }}' "$work/encoded")
 
-# What runs in the background does not hear Ctrl-C: it lives to send the cancel.
+# The call does not hear Ctrl-C: it lives to send the cancel.
 mkfifo "$work/requests" "$work/responses"
-call SamplerService/Sample <"$work/requests" >"$work/responses" &
+{ trap '' INT && call SamplerService/Sample; } <"$work/requests" >"$work/responses" &
 exec {requests}>"$work/requests" {responses}<"$work/responses"
 trap 'echo "{\"cancel\": {}}" >&"$requests"' INT
 echo "$job" >&"$requests"

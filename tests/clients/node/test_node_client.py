@@ -1,0 +1,26 @@
+"""The client in TypeScript."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from tests.clients.cluster import ROOT
+from tests.clients.examples import MIB, ExampleClient, build, tool
+
+FOLDER = ROOT / "clients" / "node"
+
+
+class TestNodeClient(ExampleClient):
+    """`clients/node`, compiled with strict types."""
+
+    sizes = (60 * MIB + 5, 3)
+    # Sixteen messages in its stream, and what HTTP/2 has on its way.
+    most_unread = 32 * MIB
+
+    @pytest.fixture(scope="class")
+    def command(self) -> Sequence[str]:
+        """Build, then run by node."""
+        build(tool("npm"), "run", "build", folder=FOLDER)
+        return (tool("node"), str(FOLDER / "dist" / "prompt_to_png.js"))
