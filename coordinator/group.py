@@ -42,6 +42,8 @@ from ditmesh.v1 import node_pb2 as pb
 log = logging.getLogger(__name__)
 
 _LEAVE_TIMEOUT_S = 10.0
+# From a cold network disk; a load that hangs for good must not keep a group forming.
+_LOAD_TIMEOUT_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ class GroupManager:
         )
         await link.stub.JoinGroup(request, timeout=self._timing.join_timeout)
         for model in self._preload:
-            await link.stub.LoadModel(pb.LoadModelRequest(model=model))
+            await link.stub.LoadModel(pb.LoadModelRequest(model=model), timeout=_LOAD_TIMEOUT_S)
 
     async def _leave(self, epoch: int, links: Sequence[NodeLink]) -> None:
         request = pb.LeaveGroupRequest(epoch=epoch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from coordinator.admission import Admitted
@@ -90,6 +91,8 @@ class JobRecord:
     stop: StopRequest = field(default_factory=StopRequest)
     task: asyncio.Task[None] | None = None
     claim: Claim | None = None
+    unpin: Callable[[], None] = lambda: None
+    """Lets the cached tensors of its inputs go."""
     segments: list[pb.Segment] = field(default_factory=list)
     fallbacks: list[pb.Fallback] = field(default_factory=list)
     listeners: set[Listener] = field(default_factory=set)
@@ -170,6 +173,7 @@ class JobRecord:
         """The job has ended: free what only a running job needs, and wake the listeners."""
         self.ended_at = time.monotonic()
         self.job = self.snapshot = self.claim = None
+        self.unpin()
         if self.deadline_timer is not None:
             self.deadline_timer.cancel()
         for listener in self.listeners:

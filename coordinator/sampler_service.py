@@ -104,6 +104,9 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         receiver = Receiver(
             record.admitted.specs, field="job.tensors", store=self._store, scope=record.scope
         )
+        hashes = [spec.sha256 for spec in record.admitted.specs if spec.sha256]
+        self._store.pin(record.scope, hashes)
+        record.unpin = lambda: self._store.unpin(record.scope, hashes)
         try:
             yield pb.SampleResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
             while not receiver.complete:
