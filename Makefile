@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo up test check format stubs clean
+.PHONY: help demo up test check format stubs chaos fuzz train-demo clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,15 @@ format: $(READY) ## format sources and contract
 
 stubs: $(READY) ## generate ditmesh/v1 from proto/
 	$(BIN)/python tools/stubs.py
+
+chaos: $(READY) ## faults over jobs, by the hundred: kills, stops, cut links
+	$(BIN)/python -m tests.chaos
+
+fuzz: $(READY) ## malformed requests, by the thousand
+	$(BIN)/python -m tests.fuzz
+
+train-demo: $(READY) ## train models/pixel-portraits from nothing (hours on a CPU)
+	$(BIN)/python -m training.portraits.train
 
 clean: ## remove what was built, not the environment
 	rm -rf out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
