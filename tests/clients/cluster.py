@@ -47,7 +47,7 @@ def cluster(folder: Path) -> Iterator[str]:
         while not formed(address):
             logs = [path.read_text()[-3000:] for path in sorted(folder.glob("*.log"))]
             assert time.monotonic() < end, f"there is no group\n{logs}"
-            assert ranks.poll() is None and coordinator.poll() is None, logs
+            assert (ranks.poll(), coordinator.poll()) == (None, None), logs
             time.sleep(0.2)
         yield address
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -28,16 +29,14 @@ _LIMIT_S = 120.0
 
 
 class ExampleClient:
-    """Tests of one example. A subclass says how it is run and what a slow server asks of it."""
+    """Tests of one example. A subclass has a fixture `command`, which builds it and says how to run it,
+    and says what a slow server asks of it.
+    """
 
-    sizes: Sequence[int]
+    sizes: ClassVar[Sequence[int]]
     """Bytes of the two tensors that the slow server wants."""
-    most_unread = 0
+    most_unread: ClassVar[int] = 0
     """Bytes that the client may have sent while nobody reads; 0: it does not say."""
-
-    @pytest.fixture
-    def command(self) -> Sequence[str]:
-        raise NotImplementedError
 
     def test_a_prompt_becomes_the_picture_that_python_gets(
         self, command: Sequence[str], coordinator: str, expected_picture: bytes, tmp_path: Path
@@ -108,7 +107,7 @@ class ExampleClient:
     def test_what_the_server_has_lost_goes_up_no_faster_than_it_reads(
         self, command: Sequence[str], tmp_path: Path
     ) -> None:
-        """Asked for, the prompt's tensors come whole and in order, with little of them in flight."""
+        """Asked for, the prompt's tensors come whole, in order, not far ahead of the reader."""
         picture = tmp_path / "picture.png"
         servicer = SlowServer(*self.sizes)
         with serving(servicer) as address, client(command, address, output=picture) as process:

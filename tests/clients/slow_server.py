@@ -12,8 +12,14 @@ import grpc
 
 from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.tensors import DataType, TensorSpec, WireTensor
-from ditmesh.v1 import job_pb2, pipeline_pb2, pipeline_pb2_grpc, sampler_pb2, sampler_pb2_grpc
-from ditmesh.v1 import tensor_pb2
+from ditmesh.v1 import (
+    job_pb2,
+    pipeline_pb2,
+    pipeline_pb2_grpc,
+    sampler_pb2,
+    sampler_pb2_grpc,
+    tensor_pb2,
+)
 
 PICTURE = b"the bytes of a picture"
 _EVERYTHING = 1 << 40
