@@ -9,6 +9,7 @@ Leaving the block stops it as SIGTERM does, and fails if a process had to be kil
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -40,6 +41,8 @@ WAIT_S = 60.0
 # Longer than STOP_S: a supervisor that ends within STOP_S has killed nobody.
 _GRACE_S = 120
 _MARK = "DITMESH_TEST_CLUSTER"
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 _PORTS = range(20_000, 32_000)  # below those that the kernel hands out
 
 
@@ -199,6 +202,7 @@ class Cluster:
                 stderr=log,
                 env=environment(self._mark),
                 start_new_session=True,
+                preexec_fn=stop_with_parent,
             )
 
     def _stop(self, process: subprocess.Popen[bytes]) -> None:
@@ -219,6 +223,11 @@ class Cluster:
                 process.wait()
         for pid in processes_of(self._mark):
             os.kill(pid, signal.SIGKILL)
+
+
+def stop_with_parent() -> None:
+    """In a child before it starts its program: SIGTERM when these tests are killed themselves."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def environment(mark: str) -> dict[str, str]:

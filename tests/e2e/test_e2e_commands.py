@@ -25,6 +25,7 @@ from tests.e2e.cluster import (
     free_ports,
     model_folder,
     processes_of,
+    stop_with_parent,
 )
 from tests.e2e.clusters import Clusters
 from tests.sampling.golden_cases import CHECKPOINT, GOLDEN
@@ -50,6 +51,7 @@ class Shell:
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment(self.mark),
+            preexec_fn=stop_with_parent,
             text=True,
         )
 
