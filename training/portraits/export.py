@@ -35,6 +35,7 @@ def export(run: Path, out: Path, config: ModelConfig) -> None:
     )
     pipeline.save_pretrained(out, safe_serialization=True)
     _name_tokenizer_for_every_version(out)
+    _drop_derived_config(out / "vae" / "config.json")
     _check(out)
     print(f"{out}: step {state['step']}, trained for {state['seconds'] / 60:.0f} minutes")
 
@@ -44,6 +45,13 @@ def _name_tokenizer_for_every_version(out: Path) -> None:
     for path in (out / "model_index.json", out / "tokenizer_2" / "tokenizer_config.json"):
         text = path.read_text().replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
         path.write_text(text)
+
+
+def _drop_derived_config(path: Path) -> None:
+    """Leaves out what the autoencoder derives by itself and warns of when it is given."""
+    config = json.loads(path.read_text())
+    config.pop("block_out_channels", None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _check(out: Path) -> None:
