@@ -21,7 +21,12 @@ demo: $(READY) ## eight CPU ranks sample one picture; results in out/
 up: $(READY) ## keep a local cluster running
 	$(BIN)/ditmesh up --device cpu
 
-test: $(READY) ## every test that needs no GPU
+# The example clients of other languages are built and run by the tests.
+$(VENV)/.toolchains: $(READY) clients/install-toolchains.sh clients/node/package-lock.json
+	clients/install-toolchains.sh $(VENV)
+	@touch $@
+
+test: $(READY) $(VENV)/.toolchains ## every test that needs no GPU
 	$(BIN)/pytest -m 'not gpu'
 
 check: $(READY) ## format, lint, types, import rules, contract
@@ -32,6 +37,10 @@ check: $(READY) ## format, lint, types, import rules, contract
 	$(BIN)/buf lint proto
 	$(BIN)/buf format --diff --exit-code proto
 	$(BIN)/python tools/stubs.py --check
+	$(BIN)/python tools/protocol_docs.py --check
+	$(BIN)/python tools/error_docs.py --check
+	$(BIN)/python -m deploy.check --install
+	$(BIN)/python -m deploy.check
 
 format: $(READY) ## format sources and contract
 	$(BIN)/ruff format .

@@ -203,6 +203,8 @@ class Runner:
             if last > started:
                 # The first step's time has warming up in it.
                 self._cluster.note_step(executor, record.admitted.spec.model, cells, now - last)
+            # Here too: what a rank recorded dies with it.
+            span.event("step", step=report.snapshot.step, sigma=report.sigma, seconds=now - last)
             last = now
             record.step_done(report)
             self._journal.stepped(record)
@@ -218,7 +220,7 @@ class Runner:
                 epoch=executor.epoch,
                 ranks=len(executor.members),
                 first_step=record.step,
-            ):
+            ) as span:
                 return await executor.run(
                     record.job.continued_from(record.snapshot) if record.snapshot else record.job,
                     deadline_s=remaining,

@@ -8,7 +8,7 @@ compile() { # compile OUT EXTRA [option ...]
     out=deploy/docker/$1 extra=$2
     shift 2
     uv pip compile pyproject.toml --extra "$extra" --constraint constraints.txt --quiet \
-        --default-index https://pypi.org/simple --generate-hashes --no-annotate --no-header \
+        --generate-hashes --no-annotate --no-header \
         --python-version 3.11.14 --python-platform x86_64-manylinux_2_28 "$@" -o "$out"
     echo "$out: $(grep -c == "$out") packages"
 }
