@@ -29,8 +29,9 @@ _LIMIT_S = 120.0
 
 
 class ExampleClient:
-    """Tests of one example. A subclass has a fixture `command`, which builds it and says how to run it,
-    and says what a slow server asks of it.
+    """Tests of one example.
+
+    The module of a subclass has a fixture `command`, which builds it and says how to run it.
     """
 
     sizes: ClassVar[Sequence[int]]
