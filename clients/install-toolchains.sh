@@ -11,7 +11,7 @@ cd "$(dirname "$0")"
 venv=$(realpath --canonicalize-missing "${1:-../.venv}")
 
 packages=(g++ cmake make pkg-config libgrpc++-dev libprotobuf-dev protobuf-compiler
-  protobuf-compiler-grpc jq)
+  protobuf-compiler-grpc jq openssl)
 command -v node >/dev/null || packages+=(nodejs npm)
 missing=()
 for package in "${packages[@]}"; do

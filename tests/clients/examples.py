@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+import grpc
 import pytest
 
 from ditmesh.client import Client
@@ -124,6 +125,23 @@ class ExampleClient:
         assert servicer.uploaded == tuple(bytes(tensor.data) for tensor in servicer.tensors)
         assert picture.read_bytes() == PICTURE
 
+    def test_calls_are_encrypted_and_carry_the_token(
+        self, command: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With an authority and a token given; every call says who is calling."""
+        key, certificate = _certificate(tmp_path)
+        credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+        monkeypatch.setenv("DITMESH_TOKEN", "s3cret")
+        servicer, picture = SlowServer(5, 3), tmp_path / "picture.png"
+        servicer.read_on.set()
+        with (
+            serving(servicer, credentials) as address,
+            client(command, address, ca=certificate, output=picture) as process,
+        ):
+            _, complaints = process.communicate(timeout=_LIMIT_S)
+        assert picture.read_bytes() == PICTURE, complaints
+        assert servicer.authorizations == {"Bearer s3cret"}
+
 
 @contextmanager
 def client(
@@ -163,6 +181,18 @@ def build(*command: str, folder: Path) -> None:
         f"{' '.join(command)} failed; clients/install-toolchains.sh installs what it needs\n"
         f"{done.stdout[-4000:]}"
     )
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    """A key, and a certificate for localhost that it signed itself."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    build(
+        *(tool("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+        *("-nodes", "-keyout", str(key), "-out", str(certificate), "-days", "1"),
+        *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+        folder=folder,
+    )
+    return key, certificate
 
 
 def _wait_until_idle(coordinator: str) -> None:

@@ -38,10 +38,13 @@ class SlowServer(
         self.read_on = threading.Event()
         """Set by the test, to let the server read."""
         self.uploaded: tuple[bytes, ...] = ()
+        self.authorizations: set[object] = set()
+        """What callers sent as "authorization"; None where there was nothing."""
 
     def EncodePrompt(
         self, request: pipeline_pb2.EncodePromptRequest, context: grpc.ServicerContext
     ) -> Iterator[pipeline_pb2.EncodePromptResponse]:
+        self._heard(context)
         specs = [tensor.spec.to_proto() for tensor in self.tensors]
         conditioning = job_pb2.Conditioning(text=0, pooled=1)
         encoded = pipeline_pb2.EncodedPrompt(tensors=specs, conditioning=conditioning)
@@ -52,6 +55,7 @@ class SlowServer(
     def Sample(
         self, request_iterator: Iterator[sampler_pb2.SampleRequest], context: grpc.ServicerContext
     ) -> Iterator[sampler_pb2.SampleResponse]:
+        self._heard(context)
         job = next(request_iterator).job
         receiver = Receiver(
             read_specs(job.tensors, field="tensors", max_bytes=_EVERYTHING), field="tensors"
@@ -76,6 +80,7 @@ class SlowServer(
         request_iterator: Iterator[pipeline_pb2.DecodeLatentRequest],
         context: grpc.ServicerContext,
     ) -> Iterator[pipeline_pb2.DecodeLatentResponse]:
+        self._heard(context)
         first = next(request_iterator).latent
         assert first.format == pipeline_pb2.IMAGE_FORMAT_PNG
         specs = read_specs([first.latent], field="latent", max_bytes=_EVERYTHING)
@@ -89,17 +94,25 @@ class SlowServer(
         for chunk in chunks([picture], [0]):
             yield pipeline_pb2.DecodeLatentResponse(chunk=chunk)
 
+    def _heard(self, context: grpc.ServicerContext) -> None:
+        self.authorizations.add(dict(context.invocation_metadata()).get("authorization"))
+
 
 @contextmanager
-def serving(servicer: SlowServer) -> Iterator[str]:
-    """The address at which it listens."""
+def serving(
+    servicer: SlowServer, credentials: grpc.ServerCredentials | None = None
+) -> Iterator[str]:
+    """The address at which it listens, encrypted if there are credentials."""
     server = grpc.server(ThreadPoolExecutor(4))
     pipeline_pb2_grpc.add_PipelineServiceServicer_to_server(servicer, server)
     sampler_pb2_grpc.add_SamplerServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     try:
-        yield f"127.0.0.1:{port}"
+        yield f"localhost:{port}"
     finally:
         servicer.read_on.set()
         server.stop(None).wait()
