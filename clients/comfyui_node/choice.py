@@ -6,9 +6,7 @@ from typing import Any
 
 from ditmesh.errors import DitmeshError
 
-from . import comfy_api
 from .dispatcher import Dispatcher
-from .waiting import wait_for
 
 
 class NoModel(RuntimeError):
@@ -24,9 +22,8 @@ def choose_model(
         NoModel: there is none, or the cluster cannot be asked.
     """
     dispatcher = dispatcher or Dispatcher.from_environment()
-    client = dispatcher.client()
     try:
-        cluster = wait_for(client.cluster, check=comfy_api.raise_if_cancelled, abandon=lambda: None)
+        cluster = dispatcher.cluster()
     except DitmeshError as error:
         raise NoModel(
             f"There is no answer from a cluster at {dispatcher.address}: {error} Start one "

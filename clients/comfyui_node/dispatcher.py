@@ -4,6 +4,7 @@ XDiTDispatcher hands to the other nodes.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import Callable
@@ -11,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import comfy_api
+from .waiting import wait_for
+
 if TYPE_CHECKING:
-    from ditmesh.client import Client
+    from ditmesh.client import Client, ClusterSnapshot
 
 DEFAULT_ADDRESS = "localhost:50050"
 ADDRESS_VARIABLE = "DITMESH_ADDRESS"
@@ -75,6 +79,23 @@ class Dispatcher:
         """
         return _CLIENTS.get(self)
 
+    def cluster(self) -> ClusterSnapshot:
+        """The cluster at this moment; Cancel ends the wait for it.
+
+        Raises ditmesh.errors.DitmeshError when it cannot be asked.
+        """
+        from ditmesh.errors import Unavailable
+
+        client = self.client()
+        try:
+            return wait_for(
+                client.cluster, check=comfy_api.raise_if_cancelled, abandon=lambda: None
+            )
+        except Unavailable:
+            # A new connection is tried at once; this one would pause before it tries again.
+            _CLIENTS.drop(self)
+            raise
+
 
 def _connect(dispatcher: Dispatcher) -> Client:
     from ditmesh.client import TLS, Client
@@ -112,5 +133,18 @@ class ClientCache:
                 self._clients[key] = self._connect(dispatcher)
             return self._clients[key]
 
+    def drop(self, dispatcher: Dispatcher) -> None:
+        """Hang up, so that the next use connects anew."""
+        with self._lock:
+            for key in [key for key in self._clients if key[0] == dispatcher]:
+                self._clients.pop(key).close()
+
+    def close(self) -> None:
+        """Hang up everywhere."""
+        with self._lock:
+            while self._clients:
+                self._clients.popitem()[1].close()
+
 
 _CLIENTS = ClientCache()
+atexit.register(_CLIENTS.close)

@@ -125,13 +125,9 @@ def describe(dispatcher: Dispatcher) -> str:
     from ditmesh.errors import DitmeshError
 
     from .cluster_text import cluster_text
-    from .waiting import wait_for
 
     try:
-        client = dispatcher.client()
-        snapshot = wait_for(
-            client.cluster, check=comfy_api.raise_if_cancelled, abandon=lambda: None
-        )
+        snapshot = dispatcher.cluster()
     except DitmeshError as error:
         _LOG.warning("ditmesh: no cluster at %s: %s", dispatcher.address, error)
         return f"no cluster at {dispatcher.address}: {error}"

@@ -8,32 +8,19 @@ is refused, because a dropped one would be a silently wrong picture.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ditmesh.client import WeightPatch
+
 from .fingerprint import PREFIX
+
+_REMEMBERED = 4
+_PREPARED: dict[Any, tuple[WeightPatch, ...]] = {}
+"""Patches as they are sent, by ComfyUI's id of the set: hashing a large LoRA takes seconds."""
 
 
 class NotSendable(RuntimeError):
     """A patch that the cluster cannot merge; the message is the reason, for the user."""
-
-
-@dataclass(frozen=True, eq=False)
-class WeightPatch:
-    """One change of one weight: W := W * weight_scale, then W += strength * change on the slice.
-
-    The change is `diff`, or alpha / r * (up @ down) with up [rows, r] and down [r, columns];
-    without alpha the factor is 1. `slice` is dimension, start and length.
-    """
-
-    weight: str
-    strength: float
-    up: Any = field(default=None, repr=False)
-    down: Any = field(default=None, repr=False)
-    alpha: float | None = None
-    diff: Any = field(default=None, repr=False)
-    weight_scale: float = 1.0
-    slice: tuple[int, int, int] | None = None
 
 
 def weight_patches(patcher: Any) -> tuple[WeightPatch, ...]:
@@ -49,20 +36,16 @@ def sendable(patcher: Any) -> dict[str, Any]:
     """The option of a job or stream that has a MODEL's patches merged; none for no patches.
 
     Raises:
-        NotSendable: a patch that the cluster cannot merge, or a client that cannot send any.
+        NotSendable: a patch that the cluster cannot merge.
     """
-    patches = weight_patches(patcher)
-    if not patches:
+    if not patcher.patches:
         return {}
-    try:
-        from ditmesh.client import WeightPatch as Sent
-    except ImportError as error:
-        raise NotSendable(
-            "the installed ditmesh cannot send LoRA; update it (pip install -U ditmesh)"
-        ) from error
-    names = [field.name for field in fields(WeightPatch)]
-    sent = [Sent(**{name: getattr(patch, name) for name in names}) for patch in patches]
-    return {"weight_patches": sent}
+    version = patcher.patches_uuid
+    if version not in _PREPARED:
+        while len(_PREPARED) >= _REMEMBERED:
+            del _PREPARED[next(iter(_PREPARED))]
+        _PREPARED[version] = weight_patches(patcher)
+    return {"weight_patches": _PREPARED[version]}
 
 
 def _patches(patches: dict[str, list[Sequence[Any]]]) -> Iterator[WeightPatch]:

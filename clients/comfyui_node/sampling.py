@@ -80,7 +80,7 @@ def find_target(
     reason = why_not_remote(request)
     if reason:
         raise Unsupported(reason)
-    cluster = dispatcher.client().cluster()
+    cluster = dispatcher.cluster()
     if transformer is not None:
         return Target(dispatcher, cluster.model(transformer.model), transformer)
     fingerprint = model_fingerprint(request.model)

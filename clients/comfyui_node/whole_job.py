@@ -68,6 +68,8 @@ def run_whole_job(
             if isinstance(event, (Accepted, Queued)):
                 _show_place(event.position, dispatcher, show)
             elif isinstance(event, Progress):
+                if event.step == 1:
+                    show(f"Sampling on {dispatcher.address} ...")
                 bar.advance(event.step, event.steps, event.preview)
             elif isinstance(event, Done):
                 result = event.result
@@ -120,4 +122,4 @@ def _show_place(position: int, dispatcher: Dispatcher, show: Any) -> None:
         jobs = "1 job" if position == 1 else f"{position} jobs"
         show(f"Waiting at {dispatcher.address}: {jobs} before this one")
     else:
-        show(f"Starting on {dispatcher.address} ...")
+        show(f"Next in line at {dispatcher.address} ...")

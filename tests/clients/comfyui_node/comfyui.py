@@ -153,6 +153,30 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
+def merged(**prompts: Prompt) -> Prompt:
+    """Several prompts as one: each node is called "<prompt>.<name>", but nodes without links that
+    all have alike are there once. What they load stays loaded from one prompt to the next.
+    """
+    result: Prompt = {}
+    for name, prompt in prompts.items():
+        own = {key: f"{name}.{key}" for key in prompt if not _shared(key, prompts)}
+        for key, entry in prompt.items():
+            inputs = {
+                field: [own.get(value[0], value[0]), value[1]] if isinstance(value, list) else value
+                for field, value in entry["inputs"].items()
+            }
+            result[own.get(key, key)] = {**entry, "inputs": inputs}
+    return result
+
+
+def _shared(key: str, prompts: dict[str, Prompt]) -> bool:
+    entries = [prompt.get(key) for prompt in prompts.values()]
+    links = any(
+        isinstance(value, list) for value in (entries[0] or {"inputs": {}})["inputs"].values()
+    )
+    return not links and all(entry == entries[0] for entry in entries)
+
+
 def sampling(
     kind: str, model: str, *, sampler: str = "euler", address: str = "", **changes: Any
 ) -> Prompt:

@@ -73,3 +73,12 @@ def test_every_other_kind_is_refused_by_name(entry: Any, word: str) -> None:
 def test_a_model_without_patches_needs_nothing() -> None:
     """Then no option is passed to the client."""
     assert sendable(Patcher()) == {}
+
+
+def test_patches_are_prepared_once_for_each_set() -> None:
+    """The set that was sent last is known by ComfyUI's own id of it."""
+    entry = (1.0, ("diff", (torch.ones(3),)), 1.0, None, None)
+    one, two = patched(entry), patched(entry)
+    two.patches_uuid = "two"
+    assert sendable(one)["weight_patches"] is sendable(one)["weight_patches"]
+    assert sendable(one)["weight_patches"] is not sendable(two)["weight_patches"]

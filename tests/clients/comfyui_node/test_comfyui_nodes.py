@@ -147,6 +147,23 @@ def test_one_connection_serves_equal_dispatchers(monkeypatch: pytest.MonkeyPatch
     assert len(made) == 3
 
 
+def test_a_dropped_connection_is_made_anew() -> None:
+    """The old one is closed; others stay."""
+    closed: list[Dispatcher] = []
+
+    def connect(given: Dispatcher) -> Any:
+        return SimpleNamespace(close=lambda: closed.append(given))
+
+    cache = ClientCache(connect)
+    first, other = cache.get(Dispatcher("a:1")), cache.get(Dispatcher("b:1"))
+    cache.drop(Dispatcher("a:1"))
+    assert closed == [Dispatcher("a:1")]
+    assert cache.get(Dispatcher("a:1")) is not first
+    assert cache.get(Dispatcher("b:1")) is other
+    cache.close()
+    assert len(closed) == 3
+
+
 def test_no_dispatcher_means_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or this machine's cluster."""
     monkeypatch.delenv(dispatcher.ADDRESS_VARIABLE, raising=False)

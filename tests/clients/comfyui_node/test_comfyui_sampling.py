@@ -227,7 +227,7 @@ def test_comfyui_takes_over_and_says_why(
 
 
 def test_the_cluster_is_used_again_once_it_is_back(client: Client) -> None:
-    """Nothing remembers that it was down."""
+    """Nothing remembers that it was down, the connection to it least of all."""
     client.down = Unavailable("it is down")
     run()
     client.down = None

@@ -18,13 +18,15 @@ from safetensors.numpy import save_file
 
 from tests.e2e.cluster import Cluster
 
-from .comfyui import PACK, ComfyUI, Prompt, node, sampling
+from .comfyui import PACK, ComfyUI, Prompt, merged, node, sampling
 from .conftest import DEMO
 from .workflow_api import to_prompt
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow, pytest.mark.timeout(600)]
 
 EXACT = 1e-4
+"""At 8 steps, for latents up to GOLDEN_PEAK; a random model that goes beyond magnifies rounding."""
+GOLDEN_PEAK = 14.0
 SCHEDULERS = (
     *("simple", "sgm_uniform", "karras", "exponential", "ddim_uniform"),
     *("beta", "normal", "linear_quadratic", "kl_optimal"),
@@ -40,12 +42,25 @@ SAMPLERS = (
 )
 
 
-def difference(comfyui: ComfyUI, ours: Prompt, theirs: Prompt) -> tuple[float, dict[str, Any]]:
-    """The largest difference of two prompts' latents, and our sampler's report."""
-    outputs = comfyui.run(ours)
-    expected = comfyui.latent(comfyui.run(theirs))
-    (report,) = outputs["sample"].get("xdit", [{}])
-    return float(np.abs(comfyui.latent(outputs) - expected).max()), report
+class Compared:
+    """Prompts that ran together, the one called `theirs` being ComfyUI's own way."""
+
+    def __init__(self, comfyui: ComfyUI, **prompts: Prompt) -> None:
+        self._comfyui = comfyui
+        self._outputs = comfyui.run(merged(**prompts))
+        self._expected = comfyui.latent(self._outputs, "theirs.save")
+        self.tolerance = EXACT * max(1.0, float(np.abs(self._expected).max()) / GOLDEN_PEAK)
+
+    def difference(self, name: str) -> float:
+        """The largest difference of a latent from ComfyUI's."""
+        latent = self._comfyui.latent(self._outputs, f"{name}.save")
+        return float(np.abs(latent - self._expected).max())
+
+    def report(self, name: str) -> dict[str, Any]:
+        """What our sampler says of who made the picture."""
+        (report,) = self._outputs[f"{name}.sample"]["xdit"]
+        found: dict[str, Any] = report
+        return found
 
 
 def test_the_pack_loads_in_no_time(comfyui: ComfyUI) -> None:
@@ -63,25 +78,32 @@ def test_the_pack_loads_in_no_time(comfyui: ComfyUI) -> None:
 def test_every_sampler_gives_ksamplers_picture(comfyui: ComfyUI, sampler: str) -> None:
     """As a whole job or step by step, and through ComfyUI's own node on a remote MODEL."""
     scheduler = SCHEDULERS[SAMPLERS.index(sampler) % len(SCHEDULERS)]
+    if sampler.startswith("heun"):
+        scheduler = "simple"  # others end in steps so small that it divides by almost nothing
     options = {"sampler": sampler, "scheduler": scheduler, "cfg": 2.0}
-    theirs = sampling("KSampler", "local", **options)
-    whole, report = difference(comfyui, sampling("XDiTKSampler", "remote", **options), theirs)
-    steps, _ = difference(comfyui, sampling("KSampler", "remote", **options), theirs)
-    assert report["sampled_by"] in ("cluster", "steps")
-    assert whole <= EXACT
-    assert steps <= EXACT
+    made = Compared(
+        comfyui,
+        ours=sampling("XDiTKSampler", "remote", **options),
+        stock=sampling("KSampler", "remote", **options),
+        theirs=sampling("KSampler", "local", **options),
+    )
+    assert made.report("ours")["sampled_by"] in ("cluster", "steps")
+    assert made.difference("ours") <= made.tolerance
+    assert made.difference("stock") <= made.tolerance
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_schedule_gives_ksamplers_picture(comfyui: ComfyUI, scheduler: str) -> None:
     """As a whole job from part of the noise, on an ordinary MODEL that the cluster recognises."""
     options = {"sampler": "dpmpp_2m", "scheduler": scheduler, "denoise": 0.7}
-    ours = sampling("XDiTKSampler", "local", **options)
-    theirs = sampling("KSampler", "local", **options)
-    found, report = difference(comfyui, ours, theirs)
-    assert report["sampled_by"] == "cluster"
-    assert report["segments"][0]["ranks"] == 2
-    assert found <= EXACT
+    made = Compared(
+        comfyui,
+        ours=sampling("XDiTKSampler", "local", **options),
+        theirs=sampling("KSampler", "local", **options),
+    )
+    assert made.report("ours")["sampled_by"] == "cluster"
+    assert made.report("ours")["segments"][0]["ranks"] == 2
+    assert made.difference("ours") <= made.tolerance
 
 
 @pytest.mark.parametrize("steps", [(0, 4, "enable"), (3, 10000, "disable"), (2, 6, "disable")])
@@ -100,9 +122,9 @@ def test_advanced_options_give_the_same_picture(
         inputs["add_noise"] = noise
         prompt["latent"] = node("TestRandomLatent", seed=3, batch=1, height=16, width=16)
         prompts.append(prompt)
-    found, report = difference(comfyui, *prompts)
-    assert report["sampled_by"] == "cluster"
-    assert found <= EXACT
+    made = Compared(comfyui, ours=prompts[0], theirs=prompts[1])
+    assert made.report("ours")["sampled_by"] == "cluster"
+    assert made.difference("ours") <= made.tolerance
 
 
 def test_masks_and_batches_give_the_same_picture(comfyui: ComfyUI) -> None:
@@ -115,9 +137,9 @@ def test_masks_and_batches_give_the_same_picture(comfyui: ComfyUI) -> None:
         prompt["mask"] = node("SolidMask", value=0.6, width=64, height=64)
         prompt["latent"] = node("SetLatentNoiseMask", samples=["one", 0], mask=["mask", 0])
         prompts.append(prompt)
-    found, report = difference(comfyui, *prompts)
-    assert report["sampled_by"] == "cluster"
-    assert found <= EXACT
+    made = Compared(comfyui, ours=prompts[0], theirs=prompts[1])
+    assert made.report("ours")["sampled_by"] == "cluster"
+    assert made.difference("ours") <= made.tolerance
 
 
 def test_custom_samplers_guiders_and_shifts_work(comfyui: ComfyUI) -> None:
@@ -147,7 +169,8 @@ def test_custom_samplers_guiders_and_shifts_work(comfyui: ComfyUI) -> None:
             latent_image=["latent", 0],
         )
         prompts.append(prompt)
-    assert difference(comfyui, *prompts)[0] <= EXACT
+    made = Compared(comfyui, ours=prompts[0], theirs=prompts[1])
+    assert made.difference("ours") <= made.tolerance
 
 
 @pytest.mark.parametrize("kind", ["KSampler", "XDiTKSampler"])
@@ -162,10 +185,9 @@ def test_a_stock_lora_gives_the_same_picture(comfyui: ComfyUI, kind: str) -> Non
         prompt["sample"]["inputs"]["model"] = ["patched", 0]
         prompts.append(prompt)
     prompts[2]["sample"]["inputs"]["model"] = ["model", 0]
-    found, _ = difference(comfyui, prompts[0], prompts[1])
-    effect, _ = difference(comfyui, prompts[1], prompts[2])
-    assert found <= EXACT
-    assert effect > 100 * EXACT
+    made = Compared(comfyui, ours=prompts[0], theirs=prompts[1], without=prompts[2])
+    assert made.difference("ours") <= made.tolerance
+    assert made.difference("without") > 100 * made.tolerance
 
 
 def write_lora(path: Path, hidden: int) -> None:
