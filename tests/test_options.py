@@ -10,9 +10,9 @@ import pytest
 from ditmesh.options import add_telemetry, bounded, host_port, port_number, telemetry_config
 
 
-def parse(*arguments: str) -> argparse.Namespace:
+def parse(*arguments: str, metrics: bool = False) -> argparse.Namespace:
     parser = argparse.ArgumentParser(exit_on_error=False)
-    add_telemetry(parser)
+    add_telemetry(parser, metrics=metrics)
     return parser.parse_args(arguments)
 
 
@@ -66,8 +66,14 @@ def test_a_trace_file_alone_means_that_traces_go_there() -> None:
 
 def test_metrics_are_served_by_the_process_that_is_to_serve_them() -> None:
     """Of several processes with the same options, one can have the port."""
-    arguments = parse("--prometheus", "127.0.0.1:9100")
+    arguments = parse("--prometheus", "127.0.0.1:9100", metrics=True)
     assert telemetry_config(arguments, "node").prometheus_address == ""
     served = telemetry_config(arguments, "coordinator", "here", metrics=True)
     assert served.prometheus_address == "127.0.0.1:9100"
     assert (served.service_name, served.service_instance) == ("coordinator", "here")
+
+
+def test_a_process_that_serves_no_metrics_has_no_option_for_it() -> None:
+    """Rather than one that does nothing."""
+    assert not hasattr(parse(), "prometheus")
+    assert telemetry_config(parse(), "node").prometheus_address == ""
