@@ -16,7 +16,7 @@ import torch
 
 from ditmesh import rpc_status
 from ditmesh.content import ContentStore
-from ditmesh.errors import DitmeshError, Draining, Unauthenticated
+from ditmesh.errors import DitmeshError, Draining, StaleEpoch, Unauthenticated
 from ditmesh.executor.device import memory_bytes
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.keeper import StateKeeper, state_messages
@@ -93,6 +93,10 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         with self._answering(context):
             if self._draining:
                 raise Draining("this node is shutting down", retry_after_s=5.0)
+            newest = self._engine.newest_epoch
+            if request.epoch <= newest:
+                # Before anything is left: an old message must not cost the new group.
+                raise StaleEpoch(f"this node knows epoch {newest}; {request.epoch} is not newer")
             self._free_torch_thread()
             self._torch_thread.submit(self._engine.join, request).result()
         self._notify()
