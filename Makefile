@@ -36,6 +36,7 @@ check: $(READY) ## format, lint, types, import rules, contract
 	$(BIN)/lint-imports
 	$(BIN)/buf lint proto
 	$(BIN)/buf format --diff --exit-code proto
+	$(BIN)/buf breaking proto --against tests/wire/contract.binpb
 	$(BIN)/python tools/stubs.py --check
 	$(BIN)/python tools/protocol_docs.py --check
 	$(BIN)/python tools/error_docs.py --check
@@ -47,8 +48,10 @@ format: $(READY) ## format sources and contract
 	$(BIN)/ruff check --fix .
 	$(BIN)/buf format --write proto
 
-stubs: $(READY) ## generate ditmesh/v1 from proto/
+stubs: $(READY) ## generate ditmesh/v1 and the reference from proto/
 	$(BIN)/python tools/stubs.py
+	$(BIN)/python tools/protocol_docs.py
+	$(BIN)/python tools/error_docs.py
 
 chaos: $(READY) ## faults over jobs, by the hundred: kills, stops, cut links
 	$(BIN)/python -m tests.chaos
