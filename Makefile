@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo up test check format stubs chaos fuzz train-demo clean
+.PHONY: help demo up test test-slow check format stubs chaos fuzz train-demo clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,8 +26,11 @@ $(VENV)/.toolchains: $(READY) clients/install-toolchains.sh clients/node/package
 	clients/install-toolchains.sh $(VENV)
 	@touch $@
 
-test: $(READY) $(VENV)/.toolchains ## every test that needs no GPU
-	$(BIN)/pytest -m 'not gpu'
+test: $(READY) $(VENV)/.toolchains ## every test that needs no GPU and takes no minutes
+	$(BIN)/pytest -m 'not gpu and not slow'
+
+test-slow: $(READY) $(VENV)/.toolchains ## whole deployments and, if COMFYUI_PATH is set, ComfyUI
+	$(BIN)/pytest -m 'slow and not gpu'
 
 check: $(READY) ## format, lint, types, import rules, contract
 	$(BIN)/ruff format --check .
