@@ -16,7 +16,7 @@ from . import comfy_api
 from .waiting import wait_for
 
 if TYPE_CHECKING:
-    from ditmesh.client import Client, ClusterSnapshot
+    from ditmesh.client import Client, ClusterSnapshot, Fallback
 
 DEFAULT_ADDRESS = "localhost:50050"
 ADDRESS_VARIABLE = "DITMESH_ADDRESS"
@@ -63,7 +63,7 @@ class Dispatcher:
         return self.timeout_s or None
 
     @property
-    def cluster_fallback(self) -> str:
+    def cluster_fallback(self) -> Fallback:
         """The policy for the cluster itself, by the client's name for it."""
         return "allow" if self.fallback in (ALLOW, CLUSTER_ONLY) else "forbid"
 
@@ -77,7 +77,8 @@ class Dispatcher:
 
         Raises ditmesh.errors.InvalidRequest for certificate files that cannot be read.
         """
-        return _CLIENTS.get(self)
+        client: Client = _CLIENTS.get(self)
+        return client
 
     def cluster(self) -> ClusterSnapshot:
         """The cluster at this moment; Cancel ends the wait for it.

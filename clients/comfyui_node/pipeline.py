@@ -35,10 +35,13 @@ def encode(
     encoded = _ask(lambda: client.encode_prompt(card.name, prompt), dispatcher, "encode a prompt")
     conditioning = encoded.conditioning
     options: dict[str, Any] = {"guidance": guidance}
-    if conditioning.pooled is not None:
-        options["pooled_output"] = torch.from_numpy(conditioning.pooled.numpy().copy()).float()
-    text = torch.from_numpy(conditioning.text.numpy().copy()).float()
-    return [[text, options]], encoded.truncated_tokens
+    found = {
+        name: torch.from_numpy(tensor.numpy().copy()).float()
+        for name, tensor in conditioning.wire.items()
+    }
+    if "pooled" in found:
+        options["pooled_output"] = found["pooled"]
+    return [[found["text"], options]], encoded.truncated_tokens
 
 
 def decode(dispatcher: Dispatcher | None, model: str, latent: Any) -> Any:

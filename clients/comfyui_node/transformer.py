@@ -96,7 +96,10 @@ class RemoteTransformer(torch.nn.Module):
         """
         options = transformer_options or {}
         run = comfy_api.with_model_wrappers(self._forward, self, options)
-        return run(x, timestep, context, y, guidance, ref_latents, control, options, **extra)
+        output: torch.Tensor = run(
+            x, timestep, context, y, guidance, ref_latents, control, options, **extra
+        )
+        return output
 
     def _forward(
         self,
