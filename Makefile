@@ -29,7 +29,7 @@ $(VENV)/.toolchains: $(READY) clients/install-toolchains.sh clients/node/package
 test: $(READY) $(VENV)/.toolchains ## every test that needs no GPU and takes no minutes
 	$(BIN)/pytest -m 'not gpu and not slow'
 
-test-slow: $(READY) $(VENV)/.toolchains ## whole deployments and, if COMFYUI_PATH is set, ComfyUI
+test-slow: $(READY) $(VENV)/.toolchains ## whole deployments and, if COMFYUI is set, ComfyUI
 	$(BIN)/pytest -m 'slow and not gpu'
 
 check: $(READY) ## format, lint, types, import rules, contract
