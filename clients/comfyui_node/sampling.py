@@ -86,10 +86,11 @@ def find_target(
     fingerprint = model_fingerprint(request.model)
     if not fingerprint:
         raise NotRecognised("this MODEL is not a Flux.1 in full precision, so it is not recognised")
-    card = next((card for card in cluster.models if card.fingerprint == fingerprint), None)
-    if card is None:
+    same = [card for card in cluster.models if card.fingerprint == fingerprint]
+    if not same:
         raise NotRecognised("the cluster does not have this MODEL's weights")
-    return Target(dispatcher, card, None)
+    # The same weights may be there twice, and on the group only once.
+    return Target(dispatcher, max(same, key=lambda card: card.on_group), None)
 
 
 def _sample_remotely(

@@ -62,8 +62,10 @@ class Client:
     def cluster(self) -> Any:
         if self.down is not None:
             raise self.down
-        card = SimpleNamespace(name="flux", fingerprint="same", size_multiple=2)
-        return SimpleNamespace(models=[card], model=lambda name: card)
+        common = {"fingerprint": "same", "size_multiple": 2}
+        copy = SimpleNamespace(name="copy", on_group=False, **common)
+        card = SimpleNamespace(name="flux", on_group=True, **common)
+        return SimpleNamespace(models=[copy, card], model=lambda name: card)
 
     def start(self, **options: Any) -> Job:
         self.jobs.append(options)
