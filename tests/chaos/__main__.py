@@ -37,7 +37,8 @@ def main() -> int:
                 chaos.run(hit, beside)
                 if args.cancelled:
                     site.wait(site.whole, "the whole group")
-                    grown = overload.cancel_jobs(site, args.cancelled, warm_up=100)
+                    grown = overload.cancel_jobs(site, args.cancelled)
+                    outcome.leaks += overload.leaks(grown)
                     outcome.overload = {
                         "cancelled": args.cancelled,
                         **{name: vars(growth) for name, growth in grown.items()},
