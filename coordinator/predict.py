@@ -93,6 +93,10 @@ class _MemberLane:
             # Not opened yet, or ended since the last call, as when the process was restarted.
             self._call = self._link.stub.PredictStep()
             await self._write(self._call, node_pb2.PredictStepRequest(open=opened))
+            if opened.weight_patches:
+                needed = (await self._read(self._call, "needed")).needed
+                for chunk in chunks(patch_tensors, needed.tensors):
+                    await self._write(self._call, node_pb2.PredictStepRequest(chunk=chunk))
         await self._write(self._call, node_pb2.PredictStepRequest(call=call))
         message = await self._read(self._call, "needed", "error")
         if message.HasField("needed"):

@@ -13,10 +13,10 @@ import torch
 from safetensors.numpy import load_file
 
 from ditmesh import rpc_status
-from ditmesh.client import Conditioning
+from ditmesh.client import Conditioning, WeightPatch
 from ditmesh.errors import InvalidTensor, UnknownModel
 from ditmesh.exchange import Receiver, chunks, read_specs
-from ditmesh.models import family
+from ditmesh.models import family, patches
 from ditmesh.models.info import inspect
 from ditmesh.models.model import LocalModel
 from ditmesh.tensors import WireTensor
@@ -151,3 +151,38 @@ def test_unknown_model(eight: Cluster) -> None:
         pytest.raises(UnknownModel, match=MODEL),
     ):
         stream.predict(np.ones((1, 16, 4, 4), np.float32), 0.5, conditioning)
+
+
+@pytest.mark.parametrize(("fallback", "executor"), [("forbid", "group"), ("local_only", "local")])
+def test_calls_with_a_lora(fallback: Any, executor: str, eight: Cluster) -> None:
+    """A stream's weight patches change its own calls, to the merged model's output, and no
+    others: a stream without any beside it has the model as it is.
+    """
+    rng = np.random.default_rng(3)
+    name = "double_blocks.0.img_attn.qkv.weight"
+    up, down = (rng.standard_normal(s, dtype=np.float32) for s in ((768, 4), (4, 256)))
+    x = rng.standard_normal((1, 16, 8, 8), dtype=np.float32)
+    given = random_conditioning(rng, tokens=9)
+    info = inspect(CHECKPOINT)
+    model = LocalModel.load(info, device="cpu", dtype=torch.float32)
+
+    def local() -> Any:
+        text, pooled = torch.from_numpy(given.text), torch.from_numpy(given.pooled)
+        guidance = torch.tensor(given.guidance) if given.guidance else None
+        conditioning = family.Conditioning(text, pooled, guidance)
+        return model.predict(torch.from_numpy(x), 0.7, conditioning).numpy()
+
+    plain = local()
+    low_rank = patches.LowRank(torch.from_numpy(up), torch.from_numpy(down))
+    patches.merge(model.transformer, info, [patches.Patch(name, 0.5 * (2.0 / 4), low_rank)])
+    merged = local()
+    assert np.abs(merged - plain).max() > 0.1
+    lora = [WeightPatch(name, 0.5, up=up, down=down, alpha=2.0)]
+    with (
+        eight.client.predict_stream(MODEL, fallback=fallback, weight_patches=lora) as patched,
+        eight.client.predict_stream(MODEL, fallback=fallback) as unpatched,
+    ):
+        for _ in range(2):
+            assert np.abs(patched.predict(x, [0.7], given) - merged).max() <= 1e-5
+            assert patched.executor == executor
+            assert np.abs(unpatched.predict(x, [0.7], given) - plain).max() <= 1e-5
