@@ -145,6 +145,11 @@ class Cluster:
             counts[link.view.phase.value] += 1
         return counts
 
+    @property
+    def at_work(self) -> bool:
+        """Whether some executor has work."""
+        return bool(self._busy)
+
     def take_group(self, *, split: bool) -> Executor:
         """The group's mesh for a job; `split`: it has two guidance branches."""
         formed = self.group.formed

@@ -71,8 +71,10 @@ class Scheduler:
         return len(self._waiting)
 
     def position(self, claim: Claim) -> int:
-        """Claims before this one; 0 for the next, and for one that has its executor."""
-        return self._waiting.index(claim) if claim in self._waiting else 0
+        """Claims before this one, at work or waiting; 0 for one that has its executor."""
+        if claim not in self._waiting:
+            return 0
+        return self._waiting.index(claim) + int(self._cluster.at_work)
 
     async def acquire(self, claim: Claim, *, first: bool = False) -> Grant:
         """Wait for an executor; `first` puts the claim before all others.
@@ -107,9 +109,11 @@ class Scheduler:
         for claim in list(self._waiting):
             if not claim.granted.done():
                 self._consider(claim)
+        decided = [claim for claim in self._waiting if claim.granted.done()]
         self._waiting = [claim for claim in self._waiting if not claim.granted.done()]
-        for position, claim in enumerate(self._waiting):
-            if position != claim.told:
+        for claim in (*decided, *self._waiting):
+            position = self.position(claim)
+            if position != claim.told and (position or claim.told):
                 claim.told = position
                 claim.on_position(position)
         if not self._waiting:

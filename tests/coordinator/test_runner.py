@@ -228,10 +228,10 @@ def test_a_queued_job_that_is_cancelled_never_starts() -> None:
             second, _ = await w.begin(*make_job("second"))
             third, _ = await w.begin(*make_job("third"))
             await until(lambda: w.scheduler.waiting == 2)
-            assert (w.runner.position(second), w.runner.position(third)) == (0, 1)
+            assert (w.runner.position(second), w.runner.position(third)) == (1, 2)
             w.runner.stop(second, CANCEL)
             assert isinstance(await w.ended(second), JobCancelled)
-            assert w.runner.position(third) == 0
+            assert w.runner.position(third) == 1
             for _ in range(8):
                 semaphore.release()
             assert await w.ended(first) is None

@@ -58,7 +58,7 @@ def test_who_lost_an_executor_comes_first_again() -> None:
 
 
 def test_positions_are_told_when_they_change_and_only_then() -> None:
-    """Each waiting claim hears how many are before it."""
+    """Each waiting claim hears how many are before it, the one at work too, until none is."""
 
     async def test() -> None:
         async with world(local=False) as w:
@@ -68,15 +68,15 @@ def test_positions_are_told_when_they_change_and_only_then() -> None:
             tasks = await waiting(w, *claims)
             for _ in range(10):
                 w.scheduler.pump()
-            assert heard == [[0], [1], [2]]
+            assert heard == [[1], [2], [3]]
             tasks[0].cancel()
             await asyncio.sleep(0.01)
-            assert heard == [[0], [1, 0], [2, 1]]
-            assert w.scheduler.position(claims[2]) == 1
+            assert heard == [[1], [2, 1], [3, 2]]
+            assert w.scheduler.position(claims[2]) == 2
             w.scheduler.release(held)
             for task in tasks[1:]:
                 w.scheduler.release(await task)
-            assert heard == [[0], [1, 0], [2, 1, 0]]
+            assert heard == [[1], [2, 1, 0], [3, 2, 1, 0]]
 
     run(test())
 
