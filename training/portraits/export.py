@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from training.portraits.autoencoder import build_autoencoder
+from ditmesh.models.latents import PREVIEW_FILE
+from training.portraits.autoencoder import ColorMap, build_autoencoder
 from training.portraits.models import ModelConfig, Trainable, build_pipeline
 from training.portraits.parts import load_parts
 from training.portraits.paths import DEFAULT_MODEL, DEFAULT_RUN
@@ -36,6 +37,7 @@ def export(run: Path, out: Path, config: ModelConfig) -> None:
     pipeline.save_pretrained(out, safe_serialization=True)
     _name_tokenizer_for_every_version(out)
     _drop_derived_config(out / "vae" / "config.json")
+    _write_preview(out / PREVIEW_FILE, parts.colors)
     _check(out)
     print(f"{out}: step {state['step']}, trained for {state['seconds'] / 60:.0f} minutes")
 
@@ -52,6 +54,13 @@ def _drop_derived_config(path: Path) -> None:
     config = json.loads(path.read_text())
     config.pop("block_out_channels", None)
     path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _write_preview(path: Path, colors: ColorMap) -> None:
+    """How to see a latent without the autoencoder: its colours, -1 to 1, are linear in it."""
+    factors = (2 * colors.to_rgb.T).round(5).tolist()
+    bias = (2 * colors.mean - 1).round(5).tolist()
+    path.write_text(json.dumps({"rgb_factors": factors, "rgb_bias": bias}) + "\n")
 
 
 def _check(out: Path) -> None:
