@@ -17,6 +17,7 @@ from ditmesh.errors import DamagedModel
 
 # transformers tells at every start which optional packages it does without.
 transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 diffusers_logging.disable_progress_bar()
 
 _LONGEST_PROMPT = 512
