@@ -23,7 +23,7 @@ up: $(READY) ## keep a local cluster running
 
 # The example clients of other languages are built and run by the tests.
 $(VENV)/.toolchains: $(READY) clients/install-toolchains.sh clients/node/package-lock.json
-	clients/install-toolchains.sh $(VENV)
+	clients/install-toolchains.sh $(CURDIR)/$(VENV)
 	@touch $@
 
 test: $(READY) $(VENV)/.toolchains ## every test that needs no GPU and takes no minutes
