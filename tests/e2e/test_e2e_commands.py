@@ -43,13 +43,15 @@ class Shell:
         self.folder = folder
         self.mark = folder.as_posix()
 
-    def start(self, *command: str, output: int = subprocess.PIPE) -> subprocess.Popen[str]:
-        """Start a command, all its output in one pipe or file."""
+    def start(
+        self, *command: str, output: int = subprocess.PIPE, errors: int = subprocess.STDOUT
+    ) -> subprocess.Popen[str]:
+        """Start a command, all its output in one pipe or file unless `errors` go elsewhere."""
         return subprocess.Popen(
             [sys.executable, "-m", "ditmesh.cli", *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=errors,
             env=environment(self.mark),
             preexec_fn=stop_with_parent,
             text=True,
@@ -117,7 +119,11 @@ def up(shell: Shell) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 def test_status(shell: Shell, up: tuple[subprocess.Popen[str], str]) -> None:
     """`status` shows every node and the mesh, for people and as JSON."""
-    told = json.loads(shell.run("status", "--json", "--address", up[1]))
+    # What libraries have to say goes to stderr, and is no part of the JSON.
+    process = shell.start("status", "--json", "--address", up[1], errors=subprocess.PIPE)
+    output, errors = process.communicate(timeout=START_S)
+    assert process.returncode == 0, errors
+    told = json.loads(output)
     assert told["ready"]
     assert sorted(node["rank"] for node in told["nodes"]) == list(range(8))
     text = shell.run("status", "--address", up[1])
