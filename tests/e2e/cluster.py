@@ -33,8 +33,11 @@ from tests.sampling.golden_cases import CHECKPOINT
 
 MODEL = "tiny-flux"
 """What the golden checkpoint is called in every cluster."""
+DEMO_MODEL = "pixel-portraits"
+"""The trained model that the project ships, in every cluster too."""
 LOCAL_MODEL = "local-flux"
 """The same checkpoint, which under this name only the local sampler has."""
+_SHIPPED = Path(__file__).parents[2] / "models"
 START_S = 150.0
 STOP_S = 60.0
 WAIT_S = 60.0
@@ -250,10 +253,11 @@ def processes_of(mark: str) -> list[int]:
 
 
 def model_folder(folder: Path, *names: str) -> Path:
-    """A folder in which the golden checkpoint has these names."""
+    """A folder of the demo model, and of the golden checkpoint by these names."""
     folder.mkdir()
     for name in names:
         (folder / f"{name}.safetensors").symlink_to(CHECKPOINT)
+    (folder / DEMO_MODEL).symlink_to(_SHIPPED / DEMO_MODEL)
     return folder
 
 
