@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from ditmesh.cli.tables import counted
-from ditmesh.client import Accepted, Event, Progress, Queued
+from ditmesh.client import Accepted, Event, Progress, Queued, Retrying
 
 _PLAIN_LINES = 10  # about so many for a whole job
 _BAR = 30
@@ -52,6 +52,8 @@ class ProgressView:
                 self._status(f"queued: {counted(event.position, 'job')} before this one")
         elif isinstance(event, Progress):
             self._progress(event)
+        elif isinstance(event, Retrying) and event.attempt == 2:
+            self.say(f"trying again: {event.problem}")
 
     def leave(self) -> None:
         """The job is done: its bar stays, and what comes next is written below."""

@@ -19,12 +19,13 @@ from ditmesh.client.events import (
     Done,
     Event,
     Queued,
+    Retrying,
     SampleResult,
     read_progress,
     read_summary,
 )
 from ditmesh.client.retry import Attempts, RetryPolicy
-from ditmesh.errors import DeadlineExceeded, InternalError
+from ditmesh.errors import DeadlineExceeded, InternalError, JobCancelled
 from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.jobs import Job, extract_state
 from ditmesh.models.latents import LatentFormat
@@ -115,20 +116,23 @@ class SampleConversation:
             return (), self._finish(response.summary)
         return (), None
 
-    def pause_after(self, failure: grpc.RpcError | None) -> float:
-        """Seconds to wait before the next stream; raises when there shall be none.
+    def retry_after(self, failure: grpc.RpcError | None) -> Retrying:
+        """When the next stream shall be opened; raises when there shall be none.
 
         `failure` is what the stream broke with, None if it ended without a result.
         """
         if failure is not None and _is_late(failure):
             self.remaining_s()  # says it better than gRPC does
+        if self._cancelled and not self._accepted:
+            # Whatever the server has of it ends without a client.
+            raise JobCancelled("the job was cancelled before the server took it") from failure
         pause = self._attempts.pause_after(failure, taken=self._accepted)
         left = self.remaining_s()
         if left is not None and left <= pause:
             raise DeadlineExceeded(
                 f"The job's deadline is {left:.1f} s away, too near for another attempt."
             ) from failure
-        return pause
+        return Retrying(self._attempts.problem, self._attempts.failed + 1, pause)
 
     def _inputs(self, needed: Sequence[int]) -> Iterator[pb.SampleRequest]:
         """Lazily: a chunk is copied when the stream has room for it."""

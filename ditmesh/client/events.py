@@ -53,6 +53,18 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Retrying:
+    """The server cannot be reached, goes or is starting, or is full: the client tries again."""
+
+    problem: str
+    """What was the matter, in words."""
+    attempt: int
+    """Number of the attempt that comes next; 2 after the first failure in a row."""
+    pause_s: float
+    """Seconds until then."""
+
+
+@dataclass(frozen=True)
 class Segment:
     """Consecutive steps on one executor: `first_step` to before `end_step`."""
 
@@ -109,7 +121,7 @@ class Done:
     result: SampleResult
 
 
-Event: TypeAlias = Accepted | Queued | Progress | Done
+Event: TypeAlias = Accepted | Queued | Progress | Retrying | Done
 
 
 def read_progress(message: pb.Progress) -> Progress:

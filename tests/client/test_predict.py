@@ -153,9 +153,9 @@ def test_late_answer(address: str, fake: Fake, conditioning: Conditioning) -> No
 
 
 def test_unreachable(conditioning: Conditioning) -> None:
-    """Without a server a call fails at once."""
+    """Without a server a call fails once `connect_s` is over."""
     with (
-        Client("127.0.0.1:1") as client,
+        Client("127.0.0.1:1", connect_s=0.2) as client,
         client.predict_stream("flux") as stream,
         pytest.raises(Unavailable, match="Cannot reach"),
     ):

@@ -6,14 +6,14 @@ import grpc
 import pytest
 
 from ditmesh.client.retry import Attempts, RetryPolicy
-from ditmesh.errors import Draining, InvalidRequest, Overloaded, Unavailable
+from ditmesh.errors import DitmeshError, Draining, InvalidRequest, Overloaded, Unavailable
 from ditmesh.rpc_status import trailing_metadata
 
 
 class Failure(grpc.RpcError):
     """A failure as gRPC reports it: of the connection, or what the server said."""
 
-    def __init__(self, said: Overloaded | Unavailable | InvalidRequest | None = None) -> None:
+    def __init__(self, said: DitmeshError | None = None) -> None:
         self._said = said
 
     def code(self) -> grpc.StatusCode:
@@ -74,12 +74,12 @@ def test_refused_while_reattaching() -> None:
     clock = Clock()
     attempts = Attempts(RetryPolicy(reattach_s=5.0), clock)
     attempts.heard()
-    attempts.pause_after(Failure(), taken=False)
+    attempts.pause_after(Failure())
     busy = Failure(Unavailable("another stream is still sending", retry_after_s=1.5))
-    assert attempts.pause_after(busy, taken=False) == 1.5
+    assert attempts.pause_after(busy) == 1.5
     clock.now += 5.0
     with pytest.raises(Unavailable, match="another stream"):
-        attempts.pause_after(busy, taken=False)
+        attempts.pause_after(busy)
 
 
 def test_what_the_server_says_is_final() -> None:
@@ -94,24 +94,41 @@ def test_refused_for_now() -> None:
     """Refused work is sent again after the server's own delay, `retries` times."""
     attempts = Attempts(RetryPolicy(retries=2), Clock())
     full = Failure(Overloaded("full", retry_after_s=7.0))
-    assert attempts.pause_after(full, taken=False) == 7.0
-    assert attempts.pause_after(Failure(Overloaded("full")), taken=False) == 0.1
+    assert attempts.pause_after(full) == 7.0
+    assert attempts.pause_after(Failure(Overloaded("full"))) == 0.1
     with pytest.raises(Overloaded):
-        attempts.pause_after(full, taken=False)
+        attempts.pause_after(full)
 
 
-def test_unreachable_server() -> None:
-    """A server that was never reached is an error at once, unless `retries` allows more."""
-    with pytest.raises(Unavailable, match="Cannot reach"):
-        Attempts(RetryPolicy(), Clock()).pause_after(Failure(), taken=False)
-    assert Attempts(RetryPolicy(retries=1), Clock()).pause_after(Failure(), taken=False) == 0.1
+def test_a_server_that_is_away_is_waited_for() -> None:
+    """New work is brought for `connect_s` to a server that cannot be reached, starts or goes; then
+    the error tells how long that was tried. `retries` has no part in it.
+    """
+    clock = Clock()
+    attempts = Attempts(RetryPolicy(connect_s=4.0), clock)
+    assert attempts.pause_after(Failure()) == 0.1
+    assert attempts.pause_after(Failure(Draining("going", retry_after_s=2.0))) == 2.0
+    assert attempts.pause_after(Failure(Unavailable("starting"))) == 0.4
+    assert attempts.pause_after(None) == 0.8
+    assert (attempts.failed, attempts.problem[:16]) == (4, "The server ended")
+    clock.now += 3.5
+    assert attempts.pause_after(Failure()) == 0.5  # the last attempt, when the time is over
+    clock.now += 0.5
+    with pytest.raises(Unavailable, match=r"Cannot reach.*Tried 6 times in 4 s\."):
+        attempts.pause_after(Failure())
+
+
+def test_no_patience() -> None:
+    """With `connect_s` 0 a server that was never reached is an error at once."""
+    with pytest.raises(Unavailable, match=r"again \(gRPC says: Socket closed\)\.$"):
+        Attempts(RetryPolicy(connect_s=0.0), Clock()).pause_after(Failure())
 
 
 def test_wrong_requests_are_never_repeated() -> None:
     """What would fail again is not tried again."""
     attempts = Attempts(RetryPolicy(retries=9), Clock())
     with pytest.raises(InvalidRequest, match="steps"):
-        attempts.pause_after(Failure(InvalidRequest("steps is 0")), taken=False)
+        attempts.pause_after(Failure(InvalidRequest("steps is 0")))
 
 
 def test_work_of_a_server_that_goes_is_taken_up_at_the_next() -> None:

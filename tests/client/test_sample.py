@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,14 @@ from ditmesh.client import (
     Client,
     Conditioning,
     Done,
+    Event,
     Progress,
     Queued,
+    Retrying,
 )
 from ditmesh.errors import (
     DeadlineExceeded,
+    Draining,
     InternalError,
     InvalidRequest,
     JobCancelled,
@@ -165,6 +169,63 @@ def test_restarted_server(job: dict[str, Any]) -> None:
     server.stop(None).wait()
     assert resumed == [False, False]
     assert new.streams[0].kinds == ["job", "chunk"]
+
+
+def test_opening_is_tried_again(call: Call, fake: Fake, job: dict[str, Any]) -> None:
+    """A job whose first streams break, or meet a server that starts or goes, is not lost: the same
+    spec is sent again, and the caller is told.
+    """
+
+    def before_job(stream: int) -> None:
+        if stream == 1:
+            raise Broken
+        if stream == 2:
+            raise Unavailable("the cluster is starting", retry_after_s=0.05)
+        if stream == 3:
+            raise Draining("the coordinator is shutting down", retry_after_s=0.05)
+
+    fake.before_job = before_job
+    told: list[Event] = []
+    call("sample", **job, on_event=told.append)
+    assert len({stream.requests[0].job.job_id for stream in fake.streams}) == 1
+    retries = told[:3]
+    assert all(isinstance(event, Retrying) for event in retries)
+    assert [event.attempt for event in retries] == [2, 3, 4]  # type: ignore[union-attr]
+    assert "Cannot reach" in retries[0].problem  # type: ignore[union-attr]
+    assert isinstance(told[3], Accepted)
+    assert isinstance(told[-1], Done)
+
+
+def test_server_that_comes_late(job: dict[str, Any]) -> None:
+    """A job that is started before its server is there is taken once it is; so is a prompt."""
+    server, address = serve(Fake())
+    server.stop(None).wait()
+    with Client(address) as client, client.start(**job) as handle:
+        assert isinstance(next(handle), Retrying)
+        prompt = ThreadPoolExecutor(1).submit(client.encode_prompt, "flux", "four")
+        time.sleep(0.2)
+        server, _ = serve(Fake(), address)
+        assert handle.result().latent.shape == (1, 16, 4, 6)
+        assert prompt.result().truncated_tokens == 2
+    server.stop(None).wait()
+
+
+def test_opening_without_end(call: Call, fake: Fake, job: dict[str, Any]) -> None:
+    """A server that is not there in `connect_s` is an error that says so."""
+
+    def before_job(stream: int) -> None:
+        raise Broken
+
+    fake.before_job = before_job
+    with pytest.raises(Unavailable, match=r"Cannot reach.*Tried \d+ times in 0.4 s"):
+        call("sample", **job, client={"connect_s": 0.4})
+    assert len(fake.streams) > 2
+
+
+def test_cancel_before_the_server_is_reached(job: dict[str, Any]) -> None:
+    """A job that no server has yet is cancelled at once."""
+    with Client("127.0.0.1:1", connect_s=60.0) as client, client.start(**job) as handle:
+        assert handle.cancel(timeout_s=10.0)
 
 
 def test_break_without_end(call: Call, fake: Fake, job: dict[str, Any]) -> None:

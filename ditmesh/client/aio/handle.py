@@ -144,9 +144,10 @@ class AsyncJobHandle:
         return None
 
     async def _pause(self, failure: grpc.RpcError | None) -> None:
-        pause = self._conversation.pause_after(failure)
+        retrying = self._conversation.retry_after(failure)
+        self._events.put_nowait(retrying)
         if self._hurry.done():
-            await asyncio.sleep(pause)
+            await asyncio.sleep(retrying.pause_s)
         else:
             # Not wait_for: before Python 3.12 it may swallow a cancellation.
-            await asyncio.wait([self._hurry], timeout=pause)
+            await asyncio.wait([self._hurry], timeout=retrying.pause_s)

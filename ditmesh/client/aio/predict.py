@@ -25,7 +25,7 @@ class AsyncPredictStream:
     """Calls of one model. One at a time: further tasks wait for their turn.
 
     A stream that breaks is opened again and the call repeated, within the time that the client's
-    `reattach_s` gives.
+    `reattach_s` gives; before the first answer, `connect_s`.
     """
 
     def __init__(self, predict: Any, connection: Connection, target: PredictTarget) -> None:
@@ -62,7 +62,7 @@ class AsyncPredictStream:
             while not exchange.done:
                 failure = await self._timed_attempt(exchange, timeout_s)
                 if not exchange.done:
-                    await asyncio.sleep(self._attempts.pause_after(failure, taken=False))
+                    await asyncio.sleep(self._attempts.pause_after(failure))
             self.executor = exchange.executor
             self.fallback_reason = exchange.fallback_reason
         return exchange.answer()

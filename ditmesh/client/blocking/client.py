@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 import numpy as np
@@ -20,10 +21,10 @@ from ditmesh.client.cluster import ClusterSnapshot, read_cluster
 from ditmesh.client.conditioning import TensorLike
 from ditmesh.client.connection import DEFAULT_ADDRESS, TLS, Connection, translated
 from ditmesh.client.conversation import SampleConversation
-from ditmesh.client.events import Progress, SampleResult
+from ditmesh.client.events import Event, Progress, SampleResult
 from ditmesh.client.job import Fallback, JobOptions, build_job
 from ditmesh.client.prediction import PredictTarget
-from ditmesh.client.retry import RetryPolicy
+from ditmesh.client.retry import Attempts, RetryPolicy
 from ditmesh.client.weights import WeightPatch
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import (
@@ -36,6 +37,8 @@ from ditmesh.v1 import (
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+T = TypeVar("T")
 
 
 class Client:
@@ -57,10 +60,11 @@ class Client:
         token: str | None = None,
         timeout_s: float = 60.0,
         retries: int = 0,
+        connect_s: float = 10.0,
         reattach_s: float = 30.0,
     ) -> None:
         """For the arguments see `Connection` and `RetryPolicy`."""
-        retry = RetryPolicy(retries, reattach_s)
+        retry = RetryPolicy(retries, connect_s, reattach_s)
         self._connection = Connection(address, tls, token, timeout_s, retry)
         options = self._connection.channel_options
         if tls is None:
@@ -76,16 +80,20 @@ class Client:
         self,
         *,
         on_progress: Callable[[Progress], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
         deadline_s: float | None = None,
         **options: Unpack[JobOptions],
     ) -> SampleResult:
         """Sample and wait for the result. `options` are those of `JobOptions`.
 
-        An exception that comes meanwhile, KeyboardInterrupt or one of `on_progress`, cancels the
+        `on_event` is called with every event, `on_progress` with every step.
+        An exception that comes meanwhile, KeyboardInterrupt or one of theirs, cancels the
         job before it is raised. The job fails when `deadline_s` seconds are over.
         """
         with self.start(deadline_s=deadline_s, **options) as job:
             for event in job:
+                if on_event is not None:
+                    on_event(event)
                 if on_progress is not None and isinstance(event, Progress):
                     on_progress(event)
             return job.result()
@@ -125,15 +133,19 @@ class Client:
 
     def encode_prompt(self, model: str, prompt: str) -> pipeline.EncodedPrompt:
         """A prompt's conditioning, for models that bring their text encoders."""
-        exchange = pipeline.EncodeExchange()
-        with translated(), telemetry.client_span(pipeline.ENCODE, model=model):
+
+        def encode() -> pipeline.EncodedPrompt:
+            exchange = pipeline.EncodeExchange()
             for response in self._pipeline.EncodePrompt(
                 pipeline_pb2.EncodePromptRequest(model=model, prompt=prompt),
                 timeout=self._connection.timeout_s,
                 metadata=self._connection.metadata(),
             ):
                 exchange.receive(response)
-        return exchange.finish()
+            return exchange.finish()
+
+        with telemetry.client_span(pipeline.ENCODE, model=model):
+            return self._patiently(encode)
 
     def decode(self, model: str, latent: TensorLike) -> npt.NDArray[np.float32]:
         """Pictures [B, H, W, 3] from 0 to 1 of a model-space latent [B, C, H, W]."""
@@ -163,16 +175,28 @@ class Client:
     def _decode(
         self, model: str, latent: TensorLike, image_format: pipeline_pb2.ImageFormat
     ) -> tuple[WireTensor, ...]:
-        exchange = pipeline.DecodeExchange(model, latent, image_format)
-        outbox = Outbox(exchange.opening())
-        try:
-            with translated(), telemetry.client_span(pipeline.DECODE, model=model):
+        def decode() -> tuple[WireTensor, ...]:
+            exchange = pipeline.DecodeExchange(model, latent, image_format)
+            outbox = Outbox(exchange.opening())
+            try:
                 for response in self._pipeline.DecodeLatent(
                     iter(outbox),
                     timeout=self._connection.timeout_s,
                     metadata=self._connection.metadata(),
                 ):
                     outbox.send(exchange.receive(response))
-        finally:
-            outbox.close()
-        return exchange.finish()
+            finally:
+                outbox.close()
+            return exchange.finish()
+
+        with telemetry.client_span(pipeline.DECODE, model=model):
+            return self._patiently(decode)
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """What the call gives, tried again as the policy says."""
+        attempts = Attempts(self._connection.retry)
+        while True:
+            try:
+                return call()
+            except grpc.RpcError as failure:
+                time.sleep(attempts.pause_after(failure))

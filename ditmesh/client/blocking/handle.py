@@ -172,11 +172,12 @@ class JobHandle:
     def _pause(self, failure: grpc.RpcError | None) -> None:
         if self._closed:
             raise JobCancelled("the client was closed") from failure
-        pause = self._conversation.pause_after(failure)
+        retrying = self._conversation.retry_after(failure)
+        self._events.put(retrying)
         if self._hurry.is_set():
-            time.sleep(pause)
+            time.sleep(retrying.pause_s)
         else:
-            self._hurry.wait(pause)
+            self._hurry.wait(retrying.pause_s)
 
 
 def _wait(event: threading.Event, timeout_s: float) -> bool:

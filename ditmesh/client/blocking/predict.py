@@ -26,7 +26,7 @@ class PredictStream:
     """Calls of one model. One at a time: further threads wait for their turn.
 
     A stream that breaks is opened again and the call repeated, within the time that the client's
-    `reattach_s` gives.
+    `reattach_s` gives; before the first answer, `connect_s`.
     """
 
     def __init__(self, predict: Any, connection: Connection, target: PredictTarget) -> None:
@@ -63,7 +63,7 @@ class PredictStream:
             while not exchange.done:
                 failure = self._attempt(exchange, timeout_s)
                 if not exchange.done:
-                    time.sleep(self._attempts.pause_after(failure, taken=False))
+                    time.sleep(self._attempts.pause_after(failure))
             self.executor = exchange.executor
             self.fallback_reason = exchange.fallback_reason
         return exchange.answer()
