@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo up test test-slow check format stubs chaos fuzz train-demo clean
+.PHONY: help demo up test test-slow check format stubs chaos fuzz bench train-demo clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,6 +61,13 @@ chaos: $(READY) ## faults over jobs, by the hundred: kills, stops, cut links
 
 fuzz: $(READY) ## malformed requests, by the thousand
 	$(BIN)/python -m tests.fuzz
+
+$(VENV)/.bench: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+bench: $(VENV)/.bench ## ditmesh beside the alternatives; docs/performance.md, out/bench/
+	$(BIN)/python -m bench
 
 train-demo: $(READY) ## train models/pixel-portraits from nothing (hours on a CPU)
 	$(BIN)/python -m training.portraits.train
