@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -41,12 +41,14 @@ def measure(args: argparse.Namespace) -> Report:
         suite = suites.suite(name)
         print(f"== {suite.TITLE}", flush=True)
         started = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="ditmesh-bench-") as folder:
-            options = Options(Path(folder), args.reps, args.ranks, args.quick, args.small)
-            try:
-                result = suite.run(options)
-            except Skipped as reason:
-                result = SuiteResult(skipped=str(reason))
+        folder = args.out / "logs" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        options = Options(folder.resolve(), args.reps, args.ranks, args.quick, args.small)
+        try:
+            result = suite.run(options)
+        except Skipped as reason:
+            result = SuiteResult(skipped=str(reason))
         result = replace(result, seconds=round(time.monotonic() - started, 1))
         found[name] = result
         _tell(result)

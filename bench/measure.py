@@ -66,12 +66,12 @@ def alternate(
     return {name: tuple(found) for name, found in values.items()}
 
 
-def timed(task: Callable[[], object]) -> Contestant:
-    """A contestant whose value is the milliseconds that `task` takes."""
+def timed(task: Callable[..., object], *args: object) -> Contestant:
+    """A contestant whose value is the milliseconds that `task(*args)` takes."""
 
     def run() -> float:
         started = time.perf_counter()
-        task()
+        task(*args)
         return 1e3 * (time.perf_counter() - started)
 
     return run

@@ -71,6 +71,18 @@ class StopRequest:
         return self.reason
 
 
+class PreparedRun:
+    """A job on every member of an executor, inputs and model in place, that waits for its start."""
+
+    def __init__(self, runs: Sequence[MemberRun]) -> None:
+        self.runs = tuple(runs)
+
+    def close(self) -> None:
+        """Give it up, started or not."""
+        for run in self.runs:
+            run.close()
+
+
 class Executor:
     """Members that do the same work at once; the first of them leads and answers."""
 
@@ -96,6 +108,22 @@ class Executor:
         """The mesh's degrees for people, such as "ulysses=8"; empty for the local sampler."""
         return str(self.mesh).partition(" on ")[0] if self.mesh is not None else ""
 
+    async def prepare(self, job: Job, *, deadline_s: float | None = None) -> PreparedRun:
+        """Give every member the job, what it lacks of the inputs, and time to load the model.
+
+        Members do this beside a job that they run. Raises as `run`.
+        """
+        order = node_pb2.RunJob(epoch=self.epoch, mesh=self.mesh_index, job=job.spec)
+        if deadline_s is not None:
+            order.deadline_seconds = deadline_s
+        prepared = PreparedRun([MemberRun(link) for link in self.members])
+        try:
+            await self._together([run.prepare(order, job.tensors) for run in prepared.runs])
+        except BaseException:
+            prepared.close()
+            raise
+        return prepared
+
     async def run(
         self,
         job: Job,
@@ -104,23 +132,24 @@ class Executor:
         on_step: Callable[[StepReport], None],
         stop: StopRequest,
         on_start: Callable[[], None] = lambda: None,
+        prepared: PreparedRun | None = None,
     ) -> RunEnd:
         """Run a job from its state to its end, or until `stop`.
 
-        `on_start` is called when every member is ready, its model loaded, and begins.
+        `on_start` is called when every member is ready, its model loaded, and begins. `prepared`:
+        what `prepare` gave for this job.
 
         Raises GroupLost or ExecutorFailed when the work can go on elsewhere (every step that
         was finished has been reported by then), and other errors when it cannot.
         """
-        order = node_pb2.RunJob(epoch=self.epoch, mesh=self.mesh_index, job=job.spec)
-        if deadline_s is not None:
-            order.deadline_seconds = deadline_s
-        runs = [MemberRun(link) for link in self.members]
-        try:
-            preparing = self._together([run.prepare(order, job.tensors) for run in runs])
+        if prepared is None:
+            preparing = asyncio.create_task(self.prepare(job, deadline_s=deadline_s))
             if not await _unless(stop, preparing):
                 # Loading a model may take minutes; nobody has started.
                 return RunEnd(stop.reason, None, ())
+            prepared = preparing.result()
+        runs = prepared.runs
+        try:
             await self._together([run.start() for run in runs])
             on_start()
             stopper = asyncio.create_task(_forward(stop, runs[0]))
@@ -132,8 +161,7 @@ class Executor:
             finally:
                 stopper.cancel()
         finally:
-            for run in runs:
-                run.close()
+            prepared.close()
         return ends[0]
 
     async def predict(
@@ -245,9 +273,9 @@ def _failed(task: asyncio.Task[Any]) -> BaseException | None:
     return task.exception() if task.done() and not task.cancelled() else None
 
 
-async def _unless(stop: StopRequest, work: Coroutine[Any, Any, Any]) -> bool:
-    """Do the work; False when `stop` came before it was done."""
-    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+async def _unless(stop: StopRequest, working: asyncio.Task[Any]) -> bool:
+    """Let the work be done; False when `stop` came before it was, which ends it."""
+    stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
