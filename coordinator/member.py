@@ -10,6 +10,7 @@ import grpc.aio
 
 from coordinator.nodes import NodeLink
 from ditmesh import telemetry
+from ditmesh.aio_status import CallStatus
 from ditmesh.errors import InternalError, Unavailable
 from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.jobs import Snapshot
@@ -46,6 +47,7 @@ class MemberRun:
     def __init__(self, link: NodeLink) -> None:
         self.link = link
         self._call: _Call = link.stub.Run(metadata=telemetry.current_metadata())
+        self._status = CallStatus(self._call)
 
     async def prepare(self, order: node_pb2.RunJob, tensors: Sequence[WireTensor]) -> None:
         """Send the job and what the member lacks; returns when it is ready to start."""
@@ -111,9 +113,14 @@ class MemberRun:
         except asyncio.InvalidStateError:
             # The stream has ended: reading tells why.
             await self._read()
+        except grpc.aio.AioRpcError as failure:
+            raise await self._status.of(failure) from failure
 
     async def _read(self, *expected: str) -> node_pb2.RunResponse:
-        message = await self._call.read()
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as failure:
+            raise await self._status.of(failure) from failure
         if isinstance(message, node_pb2.RunResponse) and message.WhichOneof("message") in expected:
             return message
         got = (

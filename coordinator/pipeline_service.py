@@ -17,6 +17,7 @@ from coordinator.config import Limits
 from coordinator.identity import Identities
 from coordinator.streams import answering, read
 from ditmesh import telemetry
+from ditmesh.aio_status import CallStatus
 from ditmesh.content import ContentStore
 from ditmesh.errors import (
     InternalError,
@@ -118,11 +119,15 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
         call = self._stub().DecodeLatent(
             timeout=context.time_remaining(), metadata=telemetry.current_metadata()
         )
-        await call.write(header)
-        needed = (await _next(call, pb.DecodeLatentResponse)).needed
-        for chunk in chunks([latent], needed.tensors):
-            await call.write(pb.DecodeLatentRequest(chunk=chunk))
-        await call.done_writing()
+        status = CallStatus(call)
+        try:
+            await call.write(header)
+            needed = (await _next(call, pb.DecodeLatentResponse)).needed
+            for chunk in chunks([latent], needed.tensors):
+                await call.write(pb.DecodeLatentRequest(chunk=chunk))
+            await call.done_writing()
+        except grpc.aio.AioRpcError as failure:
+            raise await status.of(failure) from failure
         images = (await _next(call, pb.DecodeLatentResponse)).images
         return images, await self._collect(images.tensors, call, pb.DecodeLatentResponse)
 

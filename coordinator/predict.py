@@ -12,6 +12,7 @@ from typing import Any
 import grpc.aio
 
 from coordinator.nodes import NodeLink
+from ditmesh.aio_status import CallStatus
 from ditmesh.errors import DitmeshError, InternalError
 from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.rpc_status import from_status_bytes
@@ -81,6 +82,7 @@ class _MemberLane:
     def __init__(self, link: NodeLink) -> None:
         self._link = link
         self._call: _Call | None = None
+        self._status: CallStatus | None = None
 
     async def prepare(
         self,
@@ -92,6 +94,7 @@ class _MemberLane:
         if self._call is None or self._call.done():
             # Not opened yet, or ended since the last call, as when the process was restarted.
             self._call = self._link.stub.PredictStep()
+            self._status = CallStatus(self._call)
             await self._write(self._call, node_pb2.PredictStepRequest(open=opened))
             if opened.weight_patches:
                 needed = (await self._read(self._call, "needed")).needed
@@ -131,9 +134,14 @@ class _MemberLane:
         except asyncio.InvalidStateError:
             # The stream has ended: reading tells why.
             await self._read(call)
+        except grpc.aio.AioRpcError as failure:
+            raise await self._told(failure) from failure
 
     async def _read(self, call: _Call, *expected: str) -> node_pb2.PredictStepResponse:
-        message = await call.read()
+        try:
+            message = await call.read()
+        except grpc.aio.AioRpcError as failure:
+            raise await self._told(failure) from failure
         if (
             isinstance(message, node_pb2.PredictStepResponse)
             and message.WhichOneof("message") in expected
@@ -146,3 +154,6 @@ class _MemberLane:
         )
         wanted = " or ".join(expected) or "waiting for more"
         raise InternalError(f"{self._link.address} sent {got} instead of {wanted}")
+
+    async def _told(self, failure: grpc.aio.AioRpcError) -> grpc.RpcError:
+        return failure if self._status is None else await self._status.of(failure)

@@ -73,6 +73,7 @@ class Fake(
         self.needed: list[tuple[int, ...]] = []
         self.polls: list[tuple[tuple[str, str | bytes], ...]] = []
         self.before_job: Callable[[int], None] = lambda stream: None
+        self.before_chunk: Callable[[int], None] = lambda offset: None
         self.before_step: Callable[[int, int], None] = lambda stream, step: None
         self.before_call: Callable[[int], None] = lambda call: None
         self.replies: Callable[[pb.SampleResponse], Iterator[pb.SampleResponse]] = _as_is
@@ -106,6 +107,7 @@ class Fake(
                 request = next(requests)
                 if request.WhichOneof("message") == "cancel":
                     raise JobCancelled("cancelled while its inputs were sent")
+                self.before_chunk(request.chunk.offset)
                 receiver.feed(request.chunk)
             job = self.jobs[spec.job_id] = FakeJob(spec, receiver.tensors())
         else:

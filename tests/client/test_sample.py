@@ -31,6 +31,7 @@ from ditmesh.errors import (
     Draining,
     InternalError,
     InvalidRequest,
+    InvalidTensor,
     JobCancelled,
     Overloaded,
     Unavailable,
@@ -111,6 +112,20 @@ def test_large_inputs_come_in_chunks(call: Call, fake: Fake, job: dict[str, Any]
     call("sample", **{**job, "positive": Conditioning(text)})
     assert fake.streams[0].kinds == ["job", "chunk", "chunk", "chunk"]
     np.testing.assert_array_equal(next(iter(fake.jobs.values())).tensors[0].numpy(), text)
+
+
+def test_refused_inputs(call: Call, fake: Fake, job: dict[str, Any]) -> None:
+    """A server that ends an upload says why, though messages to it fail; five attempts."""
+
+    def before_chunk(offset: int) -> None:
+        if offset:
+            raise InvalidTensor("its second piece is wrong", field="job.tensors[0]")
+
+    fake.before_chunk = before_chunk
+    inputs = {**job, "positive": Conditioning(np.zeros((1, 6144, 1024), np.float32))}
+    for _ in range(5):
+        with pytest.raises(InvalidTensor, match="its second piece is wrong"):
+            call("sample", **inputs)
 
 
 def test_broken_stream_is_taken_up(call: Call, fake: Fake, job: dict[str, Any]) -> None:

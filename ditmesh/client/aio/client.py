@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ditmesh import telemetry
+from ditmesh.aio_status import CallStatus
 from ditmesh.client import pipeline
 from ditmesh.client.aio.handle import AsyncJobHandle
 from ditmesh.client.aio.outbox import Outbox
@@ -178,13 +179,17 @@ class AsyncClient:
         async def decode() -> tuple[WireTensor, ...]:
             exchange = pipeline.DecodeExchange(model, latent, image_format)
             outbox = Outbox(exchange.opening())
+            call = _aio(self._pipeline.DecodeLatent)(
+                aiter(outbox),
+                timeout=self._connection.timeout_s,
+                metadata=self._connection.metadata(),
+            )
+            status = CallStatus(call)
             try:
-                async for response in _aio(self._pipeline.DecodeLatent)(
-                    aiter(outbox),
-                    timeout=self._connection.timeout_s,
-                    metadata=self._connection.metadata(),
-                ):
+                async for response in call:
                     outbox.send(exchange.receive(response))
+            except grpc.RpcError as failure:
+                raise await status.of(failure) from failure
             finally:
                 outbox.close()
             return exchange.finish()

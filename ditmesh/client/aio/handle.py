@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from ditmesh import telemetry
+from ditmesh.aio_status import CallStatus
 from ditmesh.client.aio.outbox import Outbox
 from ditmesh.client.connection import Connection
 from ditmesh.client.conversation import (
@@ -130,6 +131,7 @@ class AsyncJobHandle:
         timeout_s = self._conversation.remaining_s()
         outbox = self._outbox = Outbox(*self._conversation.opening())
         call = self._sample(aiter(outbox), timeout=timeout_s, metadata=self._connection.metadata())
+        status = CallStatus(call)
         try:
             async for response in call:
                 to_send, event = self._conversation.receive(response)
@@ -137,7 +139,7 @@ class AsyncJobHandle:
                 if event is not None:
                     self._events.put_nowait(event)
         except grpc.RpcError as failure:
-            return failure
+            return await status.of(failure)
         finally:
             outbox.close()
             call.cancel()

@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from ditmesh.aio_status import CallStatus
 from ditmesh.client.aio.outbox import Outbox
 from ditmesh.client.conditioning import Conditioning, TensorLike
 from ditmesh.client.connection import Connection
@@ -41,6 +42,7 @@ class AsyncPredictStream:
         self._attempts = Attempts(connection.retry)
         self._ids = itertools.count(1)
         self._call: Any = None
+        self._status: CallStatus | None = None
         self._outbox: Outbox[pb.PredictRequest] = Outbox()
 
     async def predict(
@@ -109,6 +111,7 @@ class AsyncPredictStream:
         outbox: Outbox[pb.PredictRequest],
     ) -> grpc.RpcError | None:
         """Send the call and read its answer; the failure with which the stream broke."""
+        status = self._status
         try:
             for part in parts:
                 outbox.send([part.opening()])
@@ -119,13 +122,14 @@ class AsyncPredictStream:
                     self._attempts.heard()
                     outbox.send(part.receive(response))
         except grpc.RpcError as failure:
-            return failure
+            return failure if status is None else await status.of(failure)
         return None
 
     def _open(self) -> PredictOpening:
         opening = PredictOpening(self._target)
         self._outbox = Outbox()
         self._call = self._predict(aiter(self._outbox), metadata=self._connection.metadata())
+        self._status = CallStatus(self._call)
         return opening
 
     def _drop(self, call: Any) -> None:
