@@ -123,22 +123,23 @@ def inspect(path: Path | str, name: str | None = None) -> ModelInfo:
         weight_bytes=sum(tensor.nbytes for tensor in used),
         dtype=DTYPE_NAMES[dtypes.most_common(1)[0][0]],
         fingerprint=_fingerprint(checkpoint),
-        default_shift=_default_shift(path),
+        default_shift=_default_shift(path, config),
         config=config,
         latent_format=read_latent_format(path, config.latent_channels),
         files=tuple(sorted({tensor.file for tensor in used})),
     )
 
 
-def _default_shift(path: Path) -> float | None:
+def _default_shift(path: Path, config: FluxConfig) -> float | None:
     """The fixed shift of a pipeline's scheduler, as the exponent that Flux's process takes.
 
     diffusers' sigma = s t / (1 + (s - 1) t) is Flux's with shift ln s. A scheduler that shifts
-    by picture size has no fixed one.
+    by picture size has no fixed one. Without a scheduler, a Flux without embedded guidance is
+    taken for schnell, whose schedule is not shifted.
     """
     file = path / "scheduler" / "scheduler_config.json"
     if not file.is_file():
-        return None
+        return None if config.guidance_embeds else 0.0
     try:
         scheduler = json.loads(file.read_text())
         if scheduler.get("use_dynamic_shifting"):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ditmesh.errors import DamagedModel, UnknownModel
+from ditmesh.models.describe import describe
 from ditmesh.models.info import inspect, scan
 from ditmesh.models.latents import FLUX
 from ditmesh.models.loading import load
@@ -106,6 +107,18 @@ def test_fingerprint_is_the_same_in_both_layouts(tmp_path: Path) -> None:
     folder = inspect(tmp_path / "folder")
     assert folder.layout != single.layout
     assert folder.fingerprint == single.fingerprint
+
+
+def test_a_file_without_embedded_guidance_has_an_unshifted_schedule(rewrite: Rewrite) -> None:
+    """It is taken for schnell, as ComfyUI takes it; with guidance the family's shift holds."""
+
+    def without_guidance(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith("guidance_in.")]:
+            del tensors[name]
+
+    assert inspect(SINGLE_FILE).default_shift is None
+    assert describe(inspect(SINGLE_FILE)).default_shift == 1.15
+    assert describe(inspect(rewrite(without_guidance))).default_shift == 0.0
 
 
 def remove(name: str) -> Callable[[dict[str, Tensor]], None]:
