@@ -8,7 +8,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +34,10 @@ former; only the latter; nobody."""
 
 @dataclass(frozen=True)
 class Dispatcher:
-    """A cluster as one node's widgets describe it. Equal values share one connection.
+    """A cluster as one node's widgets describe it.
 
-    `timeout_s`: the longest that one picture may take, waiting included; 0: as long as it takes.
+    `timeout_s`: the longest that the cluster may take for one picture, waiting included; for a
+    single transformer call of somebody else's sampler; 0: as long as it takes.
     `reconnect_s`: how long a broken connection is taken up again before the job counts as lost.
     `token_variable` names the environment variable that holds the token: a workflow is saved in
     every picture, so no secret may be in it.
@@ -118,17 +119,26 @@ def _connect(dispatcher: Dispatcher) -> Client:
     )
 
 
+_Key = tuple[Dispatcher, str]
+
+
+def _key(dispatcher: Dispatcher) -> _Key:
+    """What makes another connection: the terms of single jobs do not."""
+    token = os.environ.get(dispatcher.token_variable, "")
+    return replace(dispatcher, timeout_s=0.0, fallback=ALLOW), token
+
+
 class ClientCache:
     """One client for each cluster, token included, for as long as ComfyUI runs."""
 
     def __init__(self, connect: Callable[[Dispatcher], Any] = _connect) -> None:
         self._connect = connect
         self._lock = threading.Lock()
-        self._clients: dict[tuple[Dispatcher, str], Any] = {}
+        self._clients: dict[_Key, Any] = {}
 
     def get(self, dispatcher: Dispatcher) -> Any:
         """The client of this cluster; another one once the token has changed."""
-        key = (dispatcher, os.environ.get(dispatcher.token_variable, ""))
+        key = _key(dispatcher)
         with self._lock:
             if key not in self._clients:
                 self._clients[key] = self._connect(dispatcher)
@@ -137,8 +147,9 @@ class ClientCache:
     def drop(self, dispatcher: Dispatcher) -> None:
         """Hang up, so that the next use connects anew."""
         with self._lock:
-            for key in [key for key in self._clients if key[0] == dispatcher]:
-                self._clients.pop(key).close()
+            client = self._clients.pop(_key(dispatcher), None)
+        if client is not None:
+            client.close()
 
     def close(self) -> None:
         """Hang up everywhere."""

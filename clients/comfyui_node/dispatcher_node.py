@@ -54,7 +54,8 @@ class XDiTDispatcher:
                         "min": 0.0,
                         "max": 86400.0,
                         "step": 1.0,
-                        "tooltip": "Seconds that one picture may take, waiting included. 0: any.",
+                        "tooltip": "Seconds that the cluster may take for one picture, waiting "
+                        "included. 0: any.",
                     },
                 ),
             },

@@ -5,6 +5,7 @@ ordinary MODEL whose transformer is the cluster's.
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -57,15 +58,19 @@ def make_remote_model(dispatcher: Dispatcher, card: Any) -> Any:
             f"The cluster's model {card.name!r} is of the family {card.family!r}; this version "
             "of the nodes knows flux. Update the node pack."
         )
-    config = supported.Flux(_unet_config(card))
+    # ComfyUI takes a Flux without embedded guidance for schnell: another spelling of the schedule.
+    distilled = bool(card.dimensions["guidance_embeds"])
+    config = (supported.Flux if distilled else supported.FluxSchnell)(_unet_config(card))
     if card.default_shift is not None:
-        config.sampling_settings["shift"] = card.default_shift
+        config.sampling_settings["shift"] = (
+            card.default_shift if distilled else math.exp(card.default_shift)
+        )
     config.set_inference_dtype(*_full_precision())
     base = config.get_model({}, "", device="cpu")
     base.latent_format = _latent_format(base.latent_format, card)
     base.model_config.latent_format = base.latent_format
     weights = single_file_shapes(_flux_config(card))
-    _attach(base, RemoteTransformer(dispatcher, card.name, weights))
+    _attach(base, RemoteTransformer(dispatcher, card.name, weights, card.fingerprint))
     return comfy.model_patcher.ModelPatcher(
         base,
         load_device=management.get_torch_device(),

@@ -37,8 +37,8 @@ class Target:
 
     dispatcher: Dispatcher
     card: Any
-    transformer: RemoteTransformer | None
-    """Of a MODEL without weights; None for an ordinary one."""
+    is_models_own: bool
+    """Whether it is the transformer of a MODEL without weights already, on the same terms."""
 
 
 class NotRecognised(RuntimeError):
@@ -81,16 +81,22 @@ def find_target(
     if reason:
         raise Unsupported(reason)
     cluster = dispatcher.cluster()
-    if transformer is not None:
-        return Target(dispatcher, cluster.model(transformer.model), transformer)
-    fingerprint = model_fingerprint(request.model)
+    if transformer is not None and transformer.dispatcher.address == dispatcher.address:
+        own = transformer.dispatcher == dispatcher
+        return Target(dispatcher, cluster.model(transformer.model), own)
+    # Another cluster may have other weights under the same name.
+    fingerprint = (
+        model_fingerprint(request.model) if transformer is None else transformer.fingerprint
+    )
     if not fingerprint:
         raise NotRecognised("this MODEL is not a Flux.1 in full precision, so it is not recognised")
     same = [card for card in cluster.models if card.fingerprint == fingerprint]
     if not same:
-        raise NotRecognised("the cluster does not have this MODEL's weights")
+        raise NotRecognised(
+            f"the cluster at {dispatcher.address} does not have this MODEL's weights"
+        )
     # The same weights may be there twice, and on the group only once.
-    return Target(dispatcher, max(same, key=lambda card: card.on_group), None)
+    return Target(dispatcher, max(same, key=lambda card: card.on_group), False)
 
 
 def _sample_remotely(
@@ -124,14 +130,15 @@ def _step_by_step(
 ) -> tuple[dict[str, Any], Report]:
     """ComfyUI's own sampler, on the cluster's transformer."""
     model = request.model
-    if target.transformer is None:
+    if not target.is_models_own:
         sendable(model)  # a LoRA that cannot be sent is found out before anything runs
         model = make_twin(model, target.dispatcher, target.card.name)
     transformer = remote_transformer(model)
     assert transformer is not None
     before, started = transformer.calls, time.monotonic()
     show(f"Sampling step by step on {target.dispatcher.address} ...")
-    latent = comfy_api.run_ksampler(replace(request, model=model))
+    with transformer.one_picture():
+        latent = comfy_api.run_ksampler(replace(request, model=model))
     return latent, Report.steps(
         calls=transformer.calls - before,
         seconds=time.monotonic() - started,

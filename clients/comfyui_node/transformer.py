@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import collections
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 import torch
 
 from ditmesh.client import Conditioning
-from ditmesh.errors import DitmeshError, JobCancelled
+from ditmesh.errors import DeadlineExceeded, DitmeshError, JobCancelled
 
 from . import comfy_api
 from .dispatcher import Dispatcher
@@ -40,21 +42,27 @@ class RemoteTransformer(torch.nn.Module):
     patch_size = PATCH_SIZE
 
     def __init__(
-        self, dispatcher: Dispatcher, model: str, weights: Mapping[str, tuple[int, ...]]
+        self,
+        dispatcher: Dispatcher,
+        model: str,
+        weights: Mapping[str, tuple[int, ...]],
+        fingerprint: str = "",
     ) -> None:
         """`weights`: names and shapes, as stock nodes that patch weights look for them; none
-        where they are not known.
+        where they are not known. `fingerprint`: of the cluster's weights, if it told.
         """
         super().__init__()
         self.dtype = torch.float32
         self.dispatcher = dispatcher
         self.model = model
+        self.fingerprint = fingerprint
         self.calls = 0
         """Transformer calls answered so far."""
         self.executor = ""
         """Who answered last, in the cluster's words."""
         self.fallback_reason = ""
         self._weights = dict(weights)
+        self._ends_at: float | None = None
         self._owner: weakref.ref[Any] | None = None
         self._stream: Any = None
         self._stream_patches: Any = None
@@ -65,6 +73,16 @@ class RemoteTransformer(torch.nn.Module):
     def belongs_to(self, base: Any) -> None:
         """Tell the module which of ComfyUI's models it is the transformer of."""
         self._owner = weakref.ref(base)
+
+    @contextmanager
+    def one_picture(self) -> Iterator[None]:
+        """Meanwhile the dispatcher's time limit is that of all calls together, not of each."""
+        limit = self.dispatcher.deadline_s
+        self._ends_at = None if limit is None else monotonic() + limit
+        try:
+            yield
+        finally:
+            self._ends_at = None
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # Without names in the state dict, ComfyUI drops every LoRA and only logs it.
@@ -143,8 +161,8 @@ class RemoteTransformer(torch.nn.Module):
         return getattr(base, "current_patcher", None)
 
     def _call(self, x: torch.Tensor, timestep: Sequence[float], conditioning: Conditioning) -> Any:
+        limit = self._time_left()
         stream = self._open()
-        limit = self.dispatcher.deadline_s
         try:
             output = wait_for(
                 lambda: stream.predict(x, timestep, conditioning, timeout_s=limit),
@@ -156,12 +174,29 @@ class RemoteTransformer(torch.nn.Module):
             raise
         except DitmeshError as error:
             self.close()
+            if limit is not None and isinstance(error, DeadlineExceeded):
+                raise self._too_late() from error
             raise RemoteError(
                 f"The cluster at {self.dispatcher.address} did not compute {self.model!r}: {error}"
             ) from error
         self.calls += 1
         self.executor, self.fallback_reason = stream.executor, stream.fallback_reason
         return output
+
+    def _time_left(self) -> float | None:
+        """Seconds that the next call may take. Raises RemoteError when there are none left."""
+        if self._ends_at is None:
+            return self.dispatcher.deadline_s
+        left = self._ends_at - monotonic()
+        if left <= 0:
+            raise self._too_late()
+        return left
+
+    def _too_late(self) -> RemoteError:
+        return RemoteError(
+            f"The cluster at {self.dispatcher.address} did not finish within the dispatcher's "
+            f"time limit of {self.dispatcher.timeout_s:g} s."
+        )
 
     def _open(self) -> Any:
         """The stream for this model with the LoRA that it has now."""

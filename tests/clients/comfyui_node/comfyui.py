@@ -21,7 +21,6 @@ from tests.e2e.cluster import free_ports
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 PACK = ROOT / "clients" / "comfyui_node"
-CHECKPOINT = ROOT / "tests" / "golden" / "tiny_flux_bfl.safetensors"
 _START_S = 180.0
 _RUN_S = 120.0
 
@@ -31,12 +30,15 @@ Prompt = dict[str, Any]
 class ComfyUI:
     """An unmodified ComfyUI with a base folder of its own, in which the pack is installed."""
 
-    def __init__(self, folder: Path, cluster: str) -> None:
-        """`cluster`: address of the coordinator that nodes use without a dispatcher."""
+    def __init__(self, folder: Path, cluster: str, **environment: str) -> None:
+        """`cluster`: address of the coordinator that nodes use without a dispatcher.
+        `environment`: further variables of the process.
+        """
         self.folder = folder
         self.cluster = cluster
         self.log = folder / "comfyui.log"
-        self._port = free_ports(1)
+        self.port = free_ports(1)
+        self._environment = {"DITMESH_ADDRESS": cluster, **environment}
         self._process: subprocess.Popen[bytes] | None = None
         for name in ("custom_nodes", "models/loras", "input", "output", "temp", "user"):
             (folder / name).mkdir(parents=True)
@@ -47,11 +49,11 @@ class ComfyUI:
         python = os.environ.get("COMFYUI_PYTHON", sys.executable)
         command = [
             *(python, str(HERE / "start_comfyui.py"), os.environ["COMFYUI"], "--cpu"),
-            *("--listen", "127.0.0.1", "--port", str(self._port)),
+            *("--listen", "127.0.0.1", "--port", str(self.port)),
             *("--base-directory", str(self.folder), "--disable-api-nodes"),
             *("--preview-method", "latent2rgb"),
         ]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "DITMESH_ADDRESS": self.cluster}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **self._environment}
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         self._wait_until_up()
@@ -76,9 +78,14 @@ class ComfyUI:
         found: dict[str, Any] = self._get("/object_info")
         return found
 
-    def start(self, prompt: Prompt) -> str:
-        """Queue a prompt; its id."""
-        return str(self._post("/prompt", {"prompt": prompt})["prompt_id"])
+    def start(self, prompt: Prompt, client: str = "") -> str:
+        """Queue a prompt; its id. What happens meanwhile is told to `client`."""
+        return str(self._post("/prompt", {"prompt": prompt, "client_id": client})["prompt_id"])
+
+    def text(self, path: str) -> str:
+        """What the web server has there. Raises OSError if that is nothing."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+            return str(answer.read().decode())
 
     def interrupt(self) -> None:
         """Press Cancel."""
@@ -132,12 +139,11 @@ class ComfyUI:
         raise AssertionError(f"ComfyUI does not answer\n{self.log.read_text()[-4000:]}")
 
     def _get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=30) as answer:
-            return json.loads(answer.read())
+        return json.loads(self.text(path))
 
     def _post(self, path: str, body: Any) -> Any:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self._port}{path}",
+            f"http://127.0.0.1:{self.port}{path}",
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
@@ -146,78 +152,3 @@ class ComfyUI:
                 return json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as error:
             raise AssertionError(error.read().decode()) from error
-
-
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
-    """One node of a prompt; a link is [node, output]."""
-    return {"class_type": kind, "inputs": inputs}
-
-
-def merged(**prompts: Prompt) -> Prompt:
-    """Several prompts as one: each node is called "<prompt>.<name>", but nodes without links that
-    all have alike are there once. What they load stays loaded from one prompt to the next.
-    """
-    result: Prompt = {}
-    for name, prompt in prompts.items():
-        own = {key: f"{name}.{key}" for key in prompt if not _shared(key, prompts)}
-        for key, entry in prompt.items():
-            inputs = {
-                field: [own.get(value[0], value[0]), value[1]] if isinstance(value, list) else value
-                for field, value in entry["inputs"].items()
-            }
-            result[own.get(key, key)] = {**entry, "inputs": inputs}
-    return result
-
-
-def _shared(key: str, prompts: dict[str, Prompt]) -> bool:
-    entries = [prompt.get(key) for prompt in prompts.values()]
-    links = any(
-        isinstance(value, list) for value in (entries[0] or {"inputs": {}})["inputs"].values()
-    )
-    return not links and all(entry == entries[0] for entry in entries)
-
-
-def sampling(
-    kind: str, model: str, *, sampler: str = "euler", address: str = "", **changes: Any
-) -> Prompt:
-    """A prompt that samples the golden model: `kind` is the sampler node, `model` is `remote`
-    (on the cluster), `local` (with weights) or a node of its own under the name `model`.
-    """
-    inputs = {
-        "seed": 42,
-        "steps": 8,
-        "cfg": 1.0,
-        "sampler_name": sampler,
-        "scheduler": "simple",
-        "denoise": 1.0,
-        **changes,
-    }
-    prompt = {
-        "positive": _text(1, 16),
-        "negative": _text(2, 13),
-        "latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
-        "model": node("TestTinyFlux", path=str(CHECKPOINT), dtype="float32"),
-        "sample": node(
-            kind,
-            model=["model", 0],
-            positive=["positive", 0],
-            negative=["negative", 0],
-            latent_image=["latent", 0],
-            **inputs,
-        ),
-        "save": node("SaveLatent", samples=["sample", 0], filename_prefix="latent"),
-    }
-    if model == "remote":
-        prompt["model"] = node("XDiTRemoteModel", model_name="tiny-flux")
-    if address:
-        prompt["dispatcher"] = node(
-            "XDiTDispatcher", address=address, fallback="allow", time_limit=0.0
-        )
-        prompt["sample"]["inputs"]["xdit_dispatcher"] = ["dispatcher", 0]
-    return prompt
-
-
-def _text(seed: int, tokens: int) -> dict[str, Any]:
-    return node(
-        "TestRandomConditioning", seed=seed, tokens=tokens, width=64, pooled=32, guidance=3.5
-    )

@@ -15,9 +15,13 @@ import pytest
 from tests.e2e.cluster import Cluster
 
 from .comfyui import ComfyUI
+from .prompts import write_schnell
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "models" / "pixel-portraits"
+TOKEN = "token-of-the-tests"
+TOKEN_VARIABLE = "TEST_TOKEN"
+"""Where the ComfyUI of the tests has `TOKEN`."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,12 +41,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two ranks with the golden model, and the demo model where it is there."""
+    """Two ranks with the golden model, with and without embedded guidance, and the demo model
+    where it is there.
+    """
     folder = tmp_path_factory.mktemp("cluster")
     made = Cluster(folder, ranks=2)
-    if DEMO.is_dir():
-        for models in ("models", "local"):
-            (folder / models / DEMO.name).symlink_to(DEMO)
+    for models in (folder / "models", folder / "local"):
+        write_schnell(models / "tiny-schnell.safetensors")
+        if DEMO.is_dir():
+            (models / DEMO.name).symlink_to(DEMO)
     with made:
         yield made
 
@@ -50,5 +57,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def comfyui(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Iterator[ComfyUI]:
     """ComfyUI on the CPU, with the pack and the nodes that only tests use."""
-    with ComfyUI(tmp_path_factory.mktemp("comfyui"), cluster.address) as running:
+    folder = tmp_path_factory.mktemp("comfyui")
+    with ComfyUI(folder, cluster.address, **{TOKEN_VARIABLE: TOKEN}) as running:
         yield running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -122,15 +123,25 @@ def client(monkeypatch: pytest.MonkeyPatch, comfy: Comfy) -> Client:
     return found
 
 
+@pytest.fixture
+def far_model() -> Patcher:
+    """A MODEL without weights whose cluster is another than the sampler's."""
+    return Patcher(model=SimpleNamespace(diffusion_model=RemoteTransformer()))
+
+
 class RemoteTransformer:
     """By its name, the pack knows a MODEL without weights."""
 
     def __init__(self) -> None:
         self.dispatcher = Dispatcher("far:1")
         self.model = "flux"
+        self.fingerprint = "same"
         self.calls = 0
         self.executor = "group"
         self.fallback_reason = ""
+
+    def one_picture(self) -> Any:
+        return contextlib.nullcontext()
 
 
 TWIN = Patcher(model=SimpleNamespace(diffusion_model=RemoteTransformer()))
@@ -286,6 +297,30 @@ def test_a_remote_model_brings_its_own_cluster(client: Client) -> None:
     shown: list[str] = []
     sampling.sample(request(model=TWIN), None, shown.append)
     assert "far:1" in shown[0]
+
+
+def test_a_remote_model_is_recognised_on_another_cluster(
+    client: Client, comfy: Comfy, far_model: Patcher
+) -> None:
+    """By its weights: other weights may have the same name there."""
+    _, report, _ = run(request(model=far_model))
+    assert report.data["sampled_by"] == "cluster"
+    run(request(model=far_model, sampler_name="dpm_adaptive"))
+    assert comfy.sampled[0].model is TWIN
+    far_model.model.diffusion_model.fingerprint = "other"
+    with pytest.raises(sampling.SamplingFailed, match="does not have this MODEL's weights"):
+        run(request(model=far_model))
+
+
+def test_on_its_own_cluster_a_remote_model_is_used_as_it_is(
+    client: Client, comfy: Comfy, far_model: Patcher
+) -> None:
+    """On other terms than the MODEL's, its twin is sampled, so that the sampler's terms hold."""
+    far_model.model.diffusion_model.fingerprint = "of a model that was replaced"
+    given = request(model=far_model, sampler_name="dpm_adaptive")
+    for dispatcher in (Dispatcher("far:1"), Dispatcher("far:1", fallback=GROUP_ONLY)):
+        sampling.sample(given, dispatcher, lambda text: None)
+    assert [each.model for each in comfy.sampled] == [far_model, TWIN]
 
 
 def test_cancel_between_steps_ends_the_job(client: Client, comfy: Comfy) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from clients.comfyui_node import comfy_api
+from clients.comfyui_node import comfy_api, transformer
 from clients.comfyui_node.dispatcher import Dispatcher
 from clients.comfyui_node.transformer import RemoteError, RemoteTransformer, Unsupported
-from ditmesh.errors import Unavailable
+from ditmesh.errors import DeadlineExceeded, Unavailable
 
 from .fakes import Patcher
 
@@ -26,9 +26,11 @@ class Stream:
         self.asked: list[Any] = []
         self.error: Exception | None = None
         self.closed = False
+        self.limits: list[float | None] = []
         self.executor, self.fallback_reason = "group", ""
 
     def predict(self, x: Any, timestep: Any, conditioning: Any, *, timeout_s: Any) -> Any:
+        self.limits.append(timeout_s)
         if self.error is not None:
             raise self.error
         self.asked.append((x, timestep, conditioning))
@@ -194,3 +196,32 @@ def test_conditionings_are_forgotten_in_time(module: RemoteTransformer, client: 
     for value in itertools.islice(itertools.count(1.0), 20):
         module(**inputs(guidance=torch.full((2,), value)))
     assert len(module._conditionings) < 20
+
+
+def test_the_calls_of_one_picture_share_its_time(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gets what is left; when nothing is, the error names the limit. Other calls are limited
+    one by one.
+    """
+    now = 100.0
+    monkeypatch.setattr(transformer, "monotonic", lambda: now)
+    module = RemoteTransformer(Dispatcher("here:1", timeout_s=10.0), "flux", SHAPES)
+    with module.one_picture():
+        module(**inputs())
+        now = 106.0
+        module(**inputs())
+        now = 111.0
+        with pytest.raises(RemoteError, match="time limit of 10 s"):
+            module(**inputs())
+    module(**inputs())
+    assert client.streams[0].limits == [10.0, 4.0, 10.0]
+
+
+def test_an_answer_that_comes_too_late_names_the_limit(client: Client) -> None:
+    """That of the dispatcher, not what was left of it for the call."""
+    module = RemoteTransformer(Dispatcher("here:1", timeout_s=10.0), "flux", SHAPES)
+    module(**inputs())
+    client.streams[0].error = DeadlineExceeded("no answer came within 0.3 s")
+    with module.one_picture(), pytest.raises(RemoteError, match="time limit of 10 s"):
+        module(**inputs())

@@ -4,10 +4,13 @@ Stock loaders know Flux in its full size only; these build a tiny one with Comfy
 and conditioning without text encoders.
 """
 
+import importlib
+
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
 import comfy.utils
+import nodes
 import torch
 
 
@@ -26,10 +29,12 @@ class TinyFlux:
         weights = {k: v.float() for k, v in comfy.utils.load_torch_file(path).items()}
         head_dim = weights["double_blocks.0.img_attn.norm.key_norm.scale"].shape[0]
         hidden, token_channels = weights["img_in.weight"].shape
-        config = comfy.supported_models.Flux(
+        guided = "guidance_in.in_layer.weight" in weights
+        family = comfy.supported_models.Flux if guided else comfy.supported_models.FluxSchnell
+        config = family(
             {
                 "image_model": "flux",
-                "guidance_embed": True,
+                "guidance_embed": guided,
                 "in_channels": token_channels // 4,
                 "out_channels": token_channels // 4,
                 "patch_size": 2,
@@ -54,6 +59,57 @@ class TinyFlux:
             offload_device=torch.device("cpu"),
         )
         return (patcher,)
+
+
+class Loopback:
+    """The twin of a MODEL whose remote transformer is that MODEL's own, in this process: what
+    differs from the MODEL's pictures, the pack has changed and no other machine.
+    """
+
+    CATEGORY = "test"
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL", {})}}
+
+    def load(self, model):
+        pack = nodes.NODE_CLASS_MAPPINGS["XDiTRemoteModel"].__module__.rpartition(".")[0]
+        dispatcher = importlib.import_module(f"{pack}.dispatcher").Dispatcher()
+        remote_model = importlib.import_module(f"{pack}.remote_model")
+        twin = remote_model.make_twin(model, dispatcher, "loopback")
+        transformer = remote_model.remote_transformer(twin)
+        transformer._stream = _Stream(model.model.diffusion_model)
+        return (twin,)
+
+
+class _Stream:
+    """Answers as a cluster does: from what came over the wire, in a thread of another's."""
+
+    executor, fallback_reason = "group", ""
+
+    def __init__(self, transformer):
+        self._transformer = transformer
+
+    def predict(self, x, timestep, conditioning, *, timeout_s):
+        batch = x.shape[0]
+        text, pooled = (
+            torch.from_numpy(conditioning.wire[name].numpy().copy()).expand(batch, *rest)
+            for name, rest in (("text", (-1, -1)), ("pooled", (-1,)))
+        )
+        with torch.inference_mode():
+            output = self._transformer(
+                x,
+                torch.tensor(timestep),
+                context=text,
+                y=pooled,
+                guidance=torch.tensor(conditioning.guidance),
+            )
+        return output.numpy()
+
+    def close(self):
+        pass
 
 
 class RandomConditioning:
@@ -99,12 +155,13 @@ class RandomLatent:
                 "batch": ("INT", {"default": 1}),
                 "height": ("INT", {"default": 16}),
                 "width": ("INT", {"default": 16}),
-            }
+            },
+            "optional": {"channels": ("INT", {"default": 16})},
         }
 
-    def make(self, seed, batch, height, width):
+    def make(self, seed, batch, height, width, channels=16):
         generator = torch.Generator().manual_seed(seed)
-        return ({"samples": torch.randn(batch, 16, height, width, generator=generator)},)
+        return ({"samples": torch.randn(batch, channels, height, width, generator=generator)},)
 
 
 def _blocks(weights, kind):
@@ -113,6 +170,7 @@ def _blocks(weights, kind):
 
 NODE_CLASS_MAPPINGS = {
     "TestTinyFlux": TinyFlux,
+    "TestLoopback": Loopback,
     "TestRandomConditioning": RandomConditioning,
     "TestRandomLatent": RandomLatent,
 }
