@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo up test test-slow check format stubs chaos fuzz bench train-demo clean
+.PHONY: help demo up test test-slow test-comfyui check format stubs chaos fuzz bench train-demo clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,25 @@ test: $(READY) $(VENV)/.toolchains ## every test that needs no GPU and takes no 
 
 test-slow: $(READY) $(VENV)/.toolchains ## whole deployments and, if COMFYUI is set, ComfyUI
 	$(BIN)/pytest -m 'slow and not gpu'
+
+# ComfyUI runs in an environment of its own, unless COMFYUI_PYTHON names one that has all it needs.
+ifndef COMFYUI_PYTHON
+COMFYUI_PYTHON := $(CURDIR)/$(VENV)/comfyui/bin/python
+COMFYUI_READY := $(VENV)/comfyui/.ready
+endif
+
+$(VENV)/comfyui/.ready: $(READY) tests/clients/comfyui_node/install-comfyui.sh
+	PYTHON=$(PYTHON) tests/clients/comfyui_node/install-comfyui.sh $(COMFYUI) $(VENV)/comfyui
+	@touch $@
+
+ifdef COMFYUI
+test-comfyui: $(READY) $(COMFYUI_READY) ## the node pack in a real ComfyUI: COMFYUI=<checkout>
+	COMFYUI=$(abspath $(COMFYUI)) COMFYUI_PYTHON=$(COMFYUI_PYTHON) \
+	  $(BIN)/pytest -m comfyui tests/clients/comfyui_node
+else
+test-comfyui:
+	@echo "test-comfyui: skipped, because there is no COMFYUI=<checkout of ComfyUI>"
+endif
 
 check: $(READY) ## format, lint, types, import rules, contract
 	$(BIN)/ruff format --check .
