@@ -10,15 +10,43 @@ from torch import Tensor
 from ditmesh import sampling
 from ditmesh.errors import InvalidRequest
 from ditmesh.executor.loop import Tap, Task, to_device
-from ditmesh.models.family import Conditioning
+from ditmesh.models.family import Conditioning, Family
+from ditmesh.models.info import ModelInfo
 from ditmesh.models.model import Model
+from ditmesh.models.registry import family
 from ditmesh.sampling import Denoiser, GuidedDenoiser, InpaintDenoiser, State
 from ditmesh.tensors import WireTensor
 from ditmesh.torch_tensors import to_torch
 from ditmesh.v1 import job_pb2 as pb
 
 
-def build_task(spec: pb.JobSpec, tensors: Sequence[WireTensor], model: Model) -> Task:
+class LateModel:
+    """A model while another job may still be using the weights: what it is, and where it runs."""
+
+    def __init__(self, info: ModelInfo, device: torch.device) -> None:
+        self.info = info
+        self.family: Family = family(info.family)
+        self.device = device
+        self._model: Model | None = None
+        self._given: Sequence[Conditioning] = ()
+        self._placed: Sequence[Conditioning] = ()
+
+    def bind(self, model: Model) -> None:
+        """It is this job's turn: `model` has the weights."""
+        self._model = model
+
+    def evaluate(
+        self, x_BCHW: Tensor, sigma: Tensor, branches: Sequence[Conditioning]
+    ) -> list[Tensor]:
+        """See `Model.evaluate`. Branches are cast to the model's dtype once, not in each step."""
+        assert self._model is not None
+        if branches is not self._given:
+            self._given = branches
+            self._placed = [branch.to(self._model.device, self._model.dtype) for branch in branches]
+        return self._model.evaluate(x_BCHW, sigma, self._placed)
+
+
+def build_task(spec: pb.JobSpec, tensors: Sequence[WireTensor], model: LateModel) -> Task:
     """Everything a job needs, on the model's device.
 
     The spec is one that the coordinator has checked: its sigmas are explicit, its latent has
@@ -74,7 +102,7 @@ class TensorReader:
         return self._moved[index]
 
 
-def _latent(spec: pb.JobSpec, reader: TensorReader, model: Model) -> Tensor:
+def _latent(spec: pb.JobSpec, reader: TensorReader, model: LateModel) -> Tensor:
     if spec.WhichOneof("latent") == "latent_tensor":
         return reader[spec.latent_tensor].float()
     empty = spec.empty_latent
@@ -106,7 +134,7 @@ def _state(message: pb.JobState, reader: TensorReader) -> State:
 
 
 def _denoiser(
-    spec: pb.JobSpec, reader: TensorReader, model: Model, latent: Tensor, noise: Tensor
+    spec: pb.JobSpec, reader: TensorReader, model: LateModel, latent: Tensor, noise: Tensor
 ) -> Denoiser:
     positive = conditioning(spec.positive, reader)
     negative = conditioning(spec.negative, reader) if spec.negative.HasField("text") else None

@@ -20,7 +20,7 @@ Loader = Callable[[ModelInfo], nn.Module]
 class ModelCache:
     """Transformers by name, at most `max_loaded` of them; the least recently used goes first.
 
-    Used from the torch thread, but for the read-only properties.
+    Used from the torch thread, but for `holds` and the read-only properties.
     """
 
     def __init__(self, folder: Path, loader: Loader, *, max_loaded: int = 1) -> None:
@@ -35,6 +35,11 @@ class ModelCache:
         """Names of the models in memory."""
         return tuple(self._loaded)
 
+    def holds(self, name: str, patches: PatchSet | None = None) -> bool:
+        """Whether `get` would have nothing to do, at this moment. Any thread."""
+        wanted = patches.key if patches is not None else b""
+        return name in self._loaded and self._merged.get(name, (b"", ()))[0] == wanted
+
     def get(self, name: str, patches: PatchSet | None = None) -> nn.Module:
         """The transformer with its weights changed by `patches`, loaded if need be.
 
@@ -44,8 +49,7 @@ class ModelCache:
         if patches is not None:
             check(patches.patches, info)
         module = self._unpatched(name, info)
-        wanted = patches.key if patches is not None else b""
-        if self._merged.get(name, (b"", ()))[0] != wanted:
+        if not self.holds(name, patches):
             self._change(name, info, module, patches)
         return module
 

@@ -132,6 +132,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                 self._torch_thread,
                 self._store,
                 self._keeper,
+                device=self._device,
                 max_bytes=self._limits.max_request_bytes,
             )
             with self._at_work():

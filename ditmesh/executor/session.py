@@ -13,6 +13,7 @@ from concurrent.futures import Future
 
 import grpc
 import numpy as np
+import torch
 from torch import Tensor
 
 from ditmesh import telemetry
@@ -21,7 +22,7 @@ from ditmesh.errors import DitmeshError, ExecutorFailed, ProtocolError
 from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.executor.control import GO_ON, Control, StopFlag
 from ditmesh.executor.engine import Engine
-from ditmesh.executor.inputs import build_task
+from ditmesh.executor.inputs import LateModel, build_task
 from ditmesh.executor.keeper import StateKeeper, encode_state, state_messages
 from ditmesh.executor.loop import Outcome, StepDone, Task, run
 from ditmesh.executor.weight_patches import patch_set
@@ -77,9 +78,11 @@ class RunSession:
         store: ContentStore,
         keeper: StateKeeper,
         *,
+        device: torch.device,
         max_bytes: int,
     ) -> None:
         self._engine = engine
+        self._device = device
         self._torch_thread = torch_thread
         self._store = store
         self._keeper = keeper
@@ -106,7 +109,7 @@ class RunSession:
             job = yield from self._receive(order, requests)
             deadline = order.deadline_seconds if order.HasField("deadline_seconds") else None
             flag = StopFlag(deadline)
-            task = self._torch_thread.submit(self._prepare, job, order.mesh).result()
+            task, take_model = self._prepare(job, order.mesh)
             yield node_pb2.RunResponse(ready=node_pb2.RunReady())
             if not _wait_for_start(requests, flag):
                 return
@@ -115,7 +118,7 @@ class RunSession:
                 # It ended meanwhile: nobody waits for this run.
                 return
             try:
-                yield from self._run(task, job, order.mesh, flag)
+                yield from self._run(task, take_model, job, order.mesh, flag)
             finally:
                 # Whatever ends this stream ends the run, which must not go on unseen.
                 flag.set(node_pb2.STOP_REASON_PREEMPTED)
@@ -137,13 +140,27 @@ class RunSession:
                 raise ProtocolError("expected a chunk of the job's tensors")
         return Job(order.job, receiver.tensors())
 
-    def _prepare(self, job: Job, mesh: int) -> Task:
+    def _prepare(self, job: Job, mesh: int) -> tuple[Task, Callable[[], None]]:
+        """The job's inputs on the device, its model in memory; and what gives it the model later.
+
+        All of it beside a job that runs. Only a model that is not there yet, or not so patched,
+        waits for the torch thread: until then the weights are the other job's.
+        """
+        name = job.spec.model
         patches = patch_set(job.spec.weight_patches, job.tensors)
-        model = self._engine.model(job.spec.model, mesh, patches)
-        return build_task(job.spec, job.tensors, model)
+        late = LateModel(self._engine.cache.catalogue.get(name), self._device)
+        task = build_task(job.spec, job.tensors, late)
+        if not self._engine.cache.holds(name, patches):
+            self._torch_thread.submit(self._engine.model, name, mesh, patches).result()
+        return task, lambda: late.bind(self._engine.model(name, mesh, patches))
 
     def _run(
-        self, task: Task, job: Job, mesh: int, flag: StopFlag
+        self,
+        task: Task,
+        take_model: Callable[[], None],
+        job: Job,
+        mesh: int,
+        flag: StopFlag,
     ) -> Iterator[node_pb2.RunResponse]:
         leads = self._engine.leads(mesh)
 
@@ -155,7 +172,7 @@ class RunSession:
         started = time.monotonic()
         span = telemetry.current_span()
         control = self._engine.control(mesh, flag)
-        future = self._torch_thread.submit(_work, task, control, publish)
+        future = self._torch_thread.submit(self._work, task, take_model, control, publish)
         future.add_done_callback(self._outbox.end)
         while isinstance(item := self._outbox.get(), StepDone):
             span.event("step", step=item.state.step, sigma=item.sigma, seconds=item.seconds)
@@ -166,16 +183,30 @@ class RunSession:
         done = node_pb2.RunDone(stopped=outcome.stopped, seconds=time.monotonic() - started)
         yield node_pb2.RunResponse(done=done)
 
+    def _work(
+        self,
+        task: Task,
+        take_model: Callable[[], None],
+        control: Control,
+        publish: Callable[[StepDone], None],
+    ) -> Outcome:
+        """`run`; what the model or a collective raises is told as a failure of this executor."""
+        try:
+            self._take(take_model)
+            return run(task, control, publish)
+        except DitmeshError:
+            raise
+        except Exception as error:
+            log.exception("the run failed")
+            raise ExecutorFailed(f"{type(error).__name__}: {error}") from error
 
-def _work(task: Task, control: Control, publish: Callable[[StepDone], None]) -> Outcome:
-    """`run`, with whatever the model or a collective raises told as a failure of this executor."""
-    try:
-        return run(task, control, publish)
-    except DitmeshError:
-        raise
-    except Exception as error:
-        log.exception("the run failed")
-        raise ExecutorFailed(f"{type(error).__name__}: {error}") from error
+    def _take(self, take_model: Callable[[], None]) -> None:
+        """Give the job its model. When that fails, other ranks must not wait for this one."""
+        try:
+            take_model()
+        except BaseException:
+            self._engine.abort()
+            raise
 
 
 def _wait_for_start(requests: Iterator[node_pb2.RunRequest], flag: StopFlag) -> bool:

@@ -89,6 +89,30 @@ def test_a_state_through_the_wire_continues_to_the_same_bits(node: Node, sampler
         assert torch.equal(continued.latent, whole.latent)
 
 
+def test_the_next_job_gets_its_inputs_beside_one_that_runs(node: Node) -> None:
+    """It is ready while the other computes, waits for nothing but its start, and is not mixed up."""
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        reached.set()
+        assert go_on.wait(20)
+
+    alone = node.run(golden_job())
+    node.before.append(hold)
+    first, second = Stream(node.stub), Stream(node.stub)
+    first.prepare(golden_job())
+    first.send(start=pb.StartRun())
+    assert reached.wait(20)
+    second.prepare(golden_job("flux_ipndm_simple_n8_cfg1_d1_b1_16x16", job_id="next"))
+    go_on.set()
+    assert torch.equal(first.follow().latent, alone.latent)
+    second.send(start=pb.StartRun())
+    case = load_golden("flux_ipndm_simple_n8_cfg1_d1_b1_16x16")
+    assert case.difference(second.follow().latent) <= case.tolerance
+    first.end()
+    second.end()
+
+
 def test_the_final_state_is_returned_when_asked_for(node: Node) -> None:
     """Stopped after a step, it continues to the same bits; its indices count in the result."""
     job = golden_job("flux_ipndm_simple_n8_cfg1_d1_b1_16x16", return_state=True, stop_after_step=5)
