@@ -5,7 +5,8 @@
       └──────failed, or a member is gone─────────┘
 
 Events go in with the time, instructions come out. A group grows only while no job runs, and one
-with a member that drains lets its job end first.
+with a member that drains lets its job end first. A node that fails to join again and again is left
+out for a while, so that the others have a group.
 """
 
 from __future__ import annotations
@@ -54,9 +55,13 @@ class Formed:
 
 @dataclass(frozen=True)
 class Failed:
-    """Forming failed, or the group failed at its work although its nodes still answer."""
+    """Forming failed, or the group failed at its work although its nodes still answer.
+
+    `culprits` are the members that are known to have kept it from forming.
+    """
 
     epoch: int
+    culprits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,9 @@ class GroupPolicy:
     `size` tells how many of so many healthy nodes a group can use (0: none). `expected` nodes
     form at once; fewer wait `settle_s` for the others to appear, or `regroup_s` after a loss.
     A failure without a dead node is followed by a pause that doubles from `retry_s` to
-    `retry_max_s`.
+    `retry_max_s`. A node that failed to join `strikes` times without being in a group between
+    is left out for `bench_s`, and for twice as long after each further failure, up to
+    `bench_max_s`.
     """
 
     expected: int
@@ -114,6 +121,9 @@ class GroupPolicy:
     regroup_s: float = 0.2
     retry_s: float = 0.5
     retry_max_s: float = 30.0
+    strikes: int = 3
+    bench_s: float = 30.0
+    bench_max_s: float = 600.0
 
 
 @dataclass
@@ -125,6 +135,10 @@ class GroupMachine:
     epoch: int = 0
     members: tuple[str, ...] = ()
     _healthy: set[str] = field(default_factory=set)
+    _proven: set[str] = field(default_factory=set)
+    """Nodes that have been in a group since they came."""
+    _strikes: dict[str, int] = field(default_factory=dict)
+    _benched: dict[str, float] = field(default_factory=dict)
     _newest_epoch: int = 0
     _not_before: float = 0.0
     _settled_at: float | None = None
@@ -137,6 +151,13 @@ class GroupMachine:
         """Whether the group takes new work: it is ready and none of its members is leaving."""
         return self.phase is GroupPhase.READY and not self._closing
 
+    def left_out(self, now: float) -> dict[str, float]:
+        """Nodes that fail to join, and until when they are left out."""
+        benched = {n: end for n, end in self._benched.items() if end > now and n in self._healthy}
+        rest = len(self._healthy) - len(benched)
+        # Where the others are too few for a group, nothing is won without them.
+        return benched if self.policy.size(rest) else {}
+
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take an event at time `now`; returns what to do, in order."""
         out: list[Instruction] = []
@@ -147,7 +168,11 @@ class GroupMachine:
                 self._settle(now, self.policy.settle_s)
             case NodeDown(node):
                 self._healthy.discard(node)
+                self._proven.discard(node)
                 if node in self.members:
+                    if self.phase is GroupPhase.FORMING:
+                        # Of joining, for all we know.
+                        self._blame((node,), now)
                     out += self._give_up()
                     self._settle(now, self.policy.regroup_s, restart=True)
             case NodeDraining(node):
@@ -155,9 +180,20 @@ class GroupMachine:
                 self._closing = self._closing or node in self.members
             case Formed(epoch) if epoch == self.epoch and self.phase is GroupPhase.FORMING:
                 self.phase = GroupPhase.READY
-            case Failed(epoch) if epoch == self.epoch and self.phase is not GroupPhase.NONE:
+                self._proven.update(self.members)
+                for node in self.members:
+                    self._strikes.pop(node, None)
+                    self._benched.pop(node, None)
+            case Failed(epoch, culprits) if (
+                epoch == self.epoch and self.phase is not GroupPhase.NONE
+            ):
+                found = self.phase is GroupPhase.FORMING and self._blame(
+                    culprits or self._newcomers(), now
+                )
+                if not found:
+                    # The others need not wait when somebody is left out from now on.
+                    self._back_off(now)
                 out += self._give_up()
-                self._back_off(now)
             case BusyChanged(busy):
                 self._busy = busy
                 if busy:
@@ -177,6 +213,31 @@ class GroupMachine:
         self._failures += 1
         self._not_before = now + pause
 
+    def _newcomers(self) -> tuple[str, ...]:
+        """Members that have never been in a group, if others have: the likely culprits."""
+        new = tuple(member for member in self.members if member not in self._proven)
+        return new if len(new) < len(self.members) else ()
+
+    def _blame(self, nodes: tuple[str, ...], now: float) -> bool:
+        """Hold a failure to join against nodes; whether some are left out for it."""
+        for node in nodes:
+            strikes = self._strikes[node] = self._strikes.get(node, 0) + 1
+            if strikes >= self.policy.strikes:
+                self._bench(node, now, strikes - self.policy.strikes)
+        if not nodes and self._failures >= self.policy.strikes:
+            # Nobody knows why, and it goes on: each in turn.
+            suspect = min(self.members, key=lambda n: self._benched.get(n, 0.0))
+            for node, end in self._benched.items():
+                if self._strikes.get(node, 0) < self.policy.strikes:
+                    self._benched[node] = min(end, now)
+            self._bench(suspect, now, 0)
+            return False
+        return bool(self.left_out(now).keys() & set(nodes))
+
+    def _bench(self, node: str, now: float, times: int) -> None:
+        pause = min(self.policy.bench_s * 2**times, self.policy.bench_max_s)
+        self._benched[node] = now + pause
+
     def _give_up(self) -> list[Instruction]:
         survivors = tuple(m for m in self.members if m in self._healthy)
         epoch = self.epoch
@@ -185,24 +246,25 @@ class GroupMachine:
 
     def _consider(self, now: float) -> list[Instruction]:
         """Form, grow or wait, by what is healthy now."""
-        size = self.policy.size(len(self._healthy))
-        if self.phase is GroupPhase.READY:
-            if size > len(self.members) and not self._busy:
-                return [*self._give_up(), *self._form(size)]
-            return []
-        if self.phase is GroupPhase.FORMING or not size:
-            return []
-        ready_at = self._not_before
-        if len(self._healthy) < self.policy.expected:
-            ready_at = max(ready_at, self._settled_at or 0.0)
-        if now < ready_at:
-            return [WakeAt(ready_at)]
-        return self._form(size)
+        left_out = self.left_out(now)
+        fit = sorted(self._healthy - left_out.keys())
+        size = self.policy.size(len(fit))
+        wake = list(left_out.values())
+        if self.phase is GroupPhase.READY and size > len(self.members) and not self._busy:
+            return [*self._give_up(), *self._form(fit[:size])]
+        if self.phase is GroupPhase.NONE and size:
+            ready_at = self._not_before
+            if len(self._healthy) < self.policy.expected:
+                ready_at = max(ready_at, self._settled_at or 0.0)
+            if now >= ready_at:
+                return self._form(fit[:size])
+            wake.append(ready_at)
+        return [WakeAt(min(wake))] if wake else []
 
-    def _form(self, size: int) -> list[Instruction]:
+    def _form(self, members: list[str]) -> list[Instruction]:
         self._newest_epoch += 1
         self.epoch = self._newest_epoch
-        self.members = tuple(sorted(self._healthy))[:size]
+        self.members = tuple(members)
         self.phase = GroupPhase.FORMING
         self._settled_at = None
         return [Form(self.epoch, self.members)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from copy import deepcopy
 
 import pytest
 from hypothesis import settings
@@ -59,6 +60,10 @@ class World:
                     self.wake = time
         return out
 
+    def left_out(self) -> set[str]:
+        """Nodes that are not to be in a group now."""
+        return set(self.machine.left_out(self.now))
+
     def pass_time(self, seconds: float) -> None:
         """Let time pass, with the ticks that were asked for."""
         end = self.now + seconds
@@ -106,7 +111,9 @@ class GroupStateMachine(RuleBasedStateMachine):
             assert form.epoch > max([self.remembered, *self.epochs])
             self.epochs.append(form.epoch)
             assert set(form.members) <= self.healthy
-            assert len(form.members) == SIZES[len(self.healthy)] > 0
+            fit = self.healthy - self.world.left_out()
+            assert set(form.members) <= fit
+            assert len(form.members) == SIZES[len(fit)] > 0
             assert list(form.members) == sorted(form.members)
             # The one before is given up first.
             assert was[0] is GroupPhase.NONE or any(isinstance(i, Abort) for i in out)
@@ -135,12 +142,14 @@ class GroupStateMachine(RuleBasedStateMachine):
         """Every member joined."""
         self.send(Formed(self.world.machine.epoch))
 
-    @rule(stale=st.booleans())
-    def group_fails(self, stale: bool) -> None:
-        """Forming or work failed; news of an old group changes nothing."""
+    @rule(stale=st.booleans(), blamed=st.integers(0, 4))
+    def group_fails(self, stale: bool, blamed: int) -> None:
+        """Forming or work failed, by some members' fault or nobody's; news of an old group changes
+        nothing.
+        """
         machine = self.world.machine
         before = (machine.phase, machine.epoch, machine.members)
-        self.send(Failed(machine.epoch - stale))
+        self.send(Failed(machine.epoch - stale, machine.members[:blamed]))
         if stale and before[0] is not GroupPhase.NONE:
             assert (machine.phase, machine.epoch, machine.members) == before
 
@@ -190,11 +199,10 @@ class GroupStateMachine(RuleBasedStateMachine):
         if not SIZES[len(self.healthy)]:
             return
         copy = World()
-        copy.machine.__dict__.update(vars(self.world.machine))
-        copy.machine._healthy = set(self.healthy)
+        copy.machine = deepcopy(self.world.machine)
         copy.now, copy.wake = self.world.now, self.world.wake
         for _ in range(3):
-            copy.pass_time(31.0)
+            copy.pass_time(601.0)
             copy.formed()
             copy.send(BusyChanged(False))
         assert copy.machine.phase is GroupPhase.READY
@@ -305,6 +313,96 @@ def test_work_that_was_done_makes_the_next_failure_the_first_again() -> None:
         assert world.wake - world.now == pytest.approx(0.5)
         world.pass_time(1.0)
         world.formed()
+
+
+def fail(world: World, *culprits: str) -> None:
+    """Forming fails now, by these nodes' fault; then the time comes to try again."""
+    assert world.machine.phase is GroupPhase.FORMING
+    world.send(Failed(world.machine.epoch, culprits))
+    while world.machine.phase is GroupPhase.NONE:
+        assert world.wake is not None
+        world.pass_time(world.wake - world.now)
+
+
+def test_a_node_that_always_fails_to_join_is_left_out() -> None:
+    """After three times the others form without it. It is tried again later, ever more rarely."""
+    world = World(strikes=3, bench_s=30.0, bench_max_s=100.0)
+    world.up(*NODES)
+    for _ in range(2):
+        fail(world, "b")
+        assert world.machine.members == NODES
+    fail(world, "b")
+    assert world.machine.members == ("a", "c")
+    pauses = []
+    for _ in range(4):
+        world.formed()
+        (until,) = world.machine.left_out(world.now).values()
+        pauses.append(until - world.now)
+        world.pass_time(until - world.now)
+        assert world.machine.members == NODES
+        fail(world, "b")
+        assert world.machine.members == ("a", "c")
+    assert pauses == pytest.approx([30.0, 60.0, 100.0, 100.0])
+
+
+def test_a_node_that_joins_again_is_forgiven() -> None:
+    """Its failures before do not count any more."""
+    world = World()
+    world.up(*NODES)
+    fail(world, "b")
+    fail(world, "b")
+    world.formed()
+    assert not world.left_out()
+    world.send(Failed(world.machine.epoch))
+    world.pass_time(31.0)
+    fail(world, "b")
+    assert world.machine.members == NODES
+
+
+def test_a_node_that_dies_of_joining_is_left_out() -> None:
+    """However often its process is started again."""
+    world = World()
+    world.up(*NODES)
+    for _ in range(3):
+        world.send(NodeDown("d"))
+        world.up("d")
+        world.pass_time(0.3)
+    assert world.machine.members == ("a", "b")
+    assert world.left_out() == {"d"}
+
+
+def test_who_is_new_is_blamed_first() -> None:
+    """When nobody knows why, it was not those who have been in a group together."""
+    world = ready("a", "b")
+    world.up("c", "d")
+    for _ in range(3):
+        fail(world)
+    assert world.left_out() == {"c", "d"}
+    assert world.machine.members == ("a", "b")
+
+
+@pytest.mark.parametrize("guilty", NODES)
+def test_when_all_are_new_each_is_left_out_in_turn(guilty: str) -> None:
+    """Until a group forms without the one with which none does."""
+    world = World()
+    world.up(*NODES)
+    for _ in range(2 * len(NODES)):
+        if guilty in world.machine.members:
+            fail(world)
+    assert world.machine.phase is GroupPhase.FORMING
+    assert guilty not in world.machine.members
+    assert len(world.machine.members) == 2
+
+
+def test_nobody_is_left_out_where_all_are_needed() -> None:
+    """A group that the others cannot form alone is tried with everyone."""
+    world = World()
+    world.up("a", "b")
+    world.pass_time(11.0)
+    for _ in range(6):
+        fail(world, "b")
+        assert world.machine.members == ("a", "b")
+    assert not world.left_out()
 
 
 @pytest.mark.parametrize("phase", GroupPhase)
