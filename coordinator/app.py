@@ -22,7 +22,7 @@ from ditmesh.options import (
     tls_files,
 )
 from ditmesh.security import TlsFiles
-from ditmesh.supervisor import ChildSpec, Supervisor
+from ditmesh.supervisor import ChildSpec, Supervisor, tell
 
 PRELOAD = (
     "coordinator.server",
@@ -282,5 +282,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             start_method="fork" if on_cpu else "spawn",
             preload=PRELOAD if on_cpu else (),
             grace_s=args.grace + 10.0,
+            on_event=tell,
         )
         return supervisor.run()

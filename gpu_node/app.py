@@ -18,7 +18,7 @@ from ditmesh.options import (
     telemetry_config,
     tls_files,
 )
-from ditmesh.supervisor import ChildSpec, Supervisor
+from ditmesh.supervisor import ChildSpec, Supervisor, tell
 
 PRELOAD = ("gpu_node.app:preload_cpu",)
 """What a supervisor does before it forks CPU ranks."""
@@ -142,5 +142,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             start_method="fork" if on_cpu else "spawn",
             preload=PRELOAD if on_cpu else (),
             grace_s=args.grace + 5.0,
+            on_event=tell,
         )
         return supervisor.run()

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from ditmesh.supervisor import Backoff, ChildEvent, ChildSpec, Supervisor
+from ditmesh.supervisor import Backoff, ChildEvent, ChildSpec, Supervisor, tell
 
 REPOSITORY = Path(__file__).parent.parent
 WAIT_S = 20.0
@@ -240,6 +240,21 @@ def test_backoff_grows_to_a_limit_and_forgets() -> None:
     assert backoff.after(9.9) == 5.0
     assert backoff.after(10.0) == 0.1
     assert backoff.after(0.0) == 0.2
+
+
+def test_restarts_and_kills_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """What an operator reads in the log of a container; what goes as it should is not said."""
+    for event in (
+        ChildEvent("started", "node3", 41),
+        ChildEvent("ended", "node3", 41, code=137, delay_s=0.2),
+        ChildEvent("stopping", "node3", 42),
+        ChildEvent("killed", "node3", 42),
+        ChildEvent("ended", "node3", 42, code=137),
+    ):
+        tell(event)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("node3 ended with code 137; starting it again in 0.2 s (process 41)")
+    assert second.endswith("node3 did not stop in time and was killed (process 42)")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

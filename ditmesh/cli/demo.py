@@ -17,10 +17,10 @@ from ditmesh.cli import connecting, sample, trace
 from ditmesh.cli.exit_codes import UsageError, guarded
 from ditmesh.cli.processes import LocalCluster, free_ports
 from ditmesh.cli.status import wait_ready
-from ditmesh.cli.up import add_cluster_arguments, supervise, tell
+from ditmesh.cli.up import add_cluster_arguments, supervise
 from ditmesh.cli.watch import ready_line
 from ditmesh.options import bounded
-from ditmesh.supervisor import ChildEvent, ChildSpec
+from ditmesh.supervisor import ChildEvent, ChildSpec, tell
 
 HELP = "start a cluster, sample one job, show what happened, stop it all"
 DESCRIPTION = """Starts a coordinator and eight nodes in one group, samples one job with a progress

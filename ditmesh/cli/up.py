@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ditmesh.cli.processes import GRACE_S, LocalCluster
 from ditmesh.options import LOG_LEVELS, bounded, port_number
-from ditmesh.supervisor import ChildEvent, ChildSpec, Supervisor
+from ditmesh.supervisor import ChildEvent, ChildSpec, Supervisor, tell
 
 HELP = "run a cluster on this machine"
 DESCRIPTION = """Runs a coordinator and its nodes on this machine, one process for each GPU.
@@ -78,7 +77,7 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the cluster until a signal. Raises UsageError, InvalidMesh or OSError at the start."""
+    """Run the cluster until a signal. Raises as `LocalCluster.check` at the start."""
     cluster = LocalCluster(
         models=args.models,
         nodes=args.nodes,
@@ -116,14 +115,3 @@ def supervise(
             on_event=on_event,
         )
         return supervisor.run()
-
-
-def tell(event: ChildEvent) -> None:
-    """Say what a child did that it should not."""
-    if event.kind == "ended" and event.delay_s is not None:
-        words = f"{event.child} ended with code {event.code}; starting it again"
-    elif event.kind == "killed":
-        words = f"{event.child} did not stop in time and was killed"
-    else:
-        return
-    print(words, file=sys.stderr, flush=True)

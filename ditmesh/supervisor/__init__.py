@@ -15,6 +15,6 @@ What holds for every child:
 """
 
 from ditmesh.supervisor.children import ChildSpec
-from ditmesh.supervisor.supervise import Backoff, ChildEvent, Supervisor
+from ditmesh.supervisor.supervise import Backoff, ChildEvent, Supervisor, tell
 
-__all__ = ["Backoff", "ChildEvent", "ChildSpec", "Supervisor"]
+__all__ = ["Backoff", "ChildEvent", "ChildSpec", "Supervisor", "tell"]

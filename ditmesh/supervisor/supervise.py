@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -45,6 +46,19 @@ class ChildEvent:
     pid: int
     code: int | None = None
     delay_s: float | None = None
+
+
+def tell(event: ChildEvent) -> None:
+    """Say on stderr what a child did that it should not; for `Supervisor`'s `on_event`."""
+    if event.kind == "ended" and event.delay_s is not None:
+        words = f"ended with code {event.code}; starting it again in {event.delay_s:g} s"
+    elif event.kind == "killed":
+        words = "did not stop in time and was killed"
+    else:
+        return
+    # The time as the children's own logs have it; logging is for these to set up.
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    print(f"{now} supervisor: {event.child} {words} (process {event.pid})", file=sys.stderr)
 
 
 @dataclass
