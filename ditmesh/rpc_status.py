@@ -257,8 +257,8 @@ def _from_plain(code: grpc.StatusCode, details: str, peer: str) -> DitmeshError:
     said = f" (gRPC says: {details})" if details else ""
     if code is grpc.StatusCode.UNAVAILABLE:
         return errors.Unavailable(
-            f"Cannot reach {peer}. Check that it is running and that address and port are "
-            f"right, then try again{said}."
+            f"Cannot reach {peer}. Check that it is running, that address and port are right, "
+            f"and that TLS is on at both ends or at neither, then try again{said}."
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return errors.DeadlineExceeded(f"{_upper(peer)} did not answer in the time given{said}.")
