@@ -35,6 +35,7 @@ from coordinator.nodes import NodeLink
 from ditmesh import telemetry
 from ditmesh.errors import InvalidMesh
 from ditmesh.mesh import MeshSpec
+from ditmesh.reloading import Reloading
 from ditmesh.rpc_status import from_rpc_error
 from ditmesh.v1 import cluster_pb2
 from ditmesh.v1 import node_pb2 as pb
@@ -71,7 +72,7 @@ class GroupManager:
         rendezvous: str,
         timing: Timing,
         preload: Sequence[str] = (),
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Reloading[grpc.ChannelCredentials] | None = None,
     ) -> None:
         self.links = {
             address: NodeLink(

@@ -11,6 +11,7 @@ import grpc.aio
 
 from coordinator.lifecycle import node as lifecycle
 from coordinator.lifecycle.node import Change, Lost, NodeView, Report
+from ditmesh.reloading import Reloading
 from ditmesh.v1 import cluster_pb2, node_pb2_grpc, pipeline_pb2_grpc
 from ditmesh.v1 import node_pb2 as pb
 
@@ -38,7 +39,7 @@ class NodeLink:
         address: str,
         *,
         silence_s: float,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Reloading[grpc.ChannelCredentials] | None = None,
         on_change: Callable[[NodeLink, Change], None] | None = None,
     ) -> None:
         """`silence_s`: how long a node may say nothing before it counts as lost. `credentials`:
@@ -50,13 +51,19 @@ class NodeLink:
         self.report: pb.WatchResponse | None = None
         self._silence_s = silence_s
         self._on_change = on_change
+        self._credentials = credentials
+        self._connect(None if credentials is None else credentials.current())
+
+    def _connect(self, credentials: grpc.ChannelCredentials | None) -> None:
+        self._used = credentials
         if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
         else:
-            self._channel = grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
-        self.stub: node_pb2_grpc.NodeServiceAsyncStub = node_pb2_grpc.NodeServiceStub(self._channel)
+            channel = grpc.aio.secure_channel(self.address, credentials, options=CHANNEL_OPTIONS)
+        self._channel = channel
+        self.stub: node_pb2_grpc.NodeServiceAsyncStub = node_pb2_grpc.NodeServiceStub(channel)
         self.pipeline_stub: pipeline_pb2_grpc.PipelineServiceAsyncStub = (
-            pipeline_pb2_grpc.PipelineServiceStub(self._channel)
+            pipeline_pb2_grpc.PipelineServiceStub(channel)
         )
 
     @property
@@ -76,6 +83,7 @@ class NodeLink:
     async def watch(self) -> None:
         """Follow the node for good; run as a task."""
         while True:
+            await self._renew()
             call = self.stub.Watch(pb.WatchRequest())
             try:
                 # Not wait_for: that can swallow a cancellation, and then nobody stops this loop.
@@ -105,6 +113,13 @@ class NodeLink:
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()
+
+    async def _renew(self) -> None:
+        """Use certificates that were renewed; only where the connection is not in use."""
+        if self._credentials is not None and self._credentials.current() is not self._used:
+            old = self._channel
+            self._connect(self._credentials.current())
+            await old.close()
 
     def _apply(self, event: Report | Lost) -> None:
         self.view, changes = lifecycle.advance(self.view, event)

@@ -81,7 +81,7 @@ class Coordinator:
         self._rendezvous = Rendezvous(config.rendezvous_host, config.rendezvous_port)
         protected = config.tls.authority is not None or config.tokens is not None
         require_safe(config.listen, protected=protected, insecure=config.insecure)
-        self._tokens = Tokens.read(config.tokens) if config.tokens is not None else None
+        self._tokens = Tokens.reloading(config.tokens) if config.tokens is not None else None
         self._journal = None
         if config.journal is not None:
             self._journal = Journal(config.journal, max_bytes=config.limits.journal_bytes)

@@ -1,17 +1,24 @@
-"""Who may listen where, who may call whom: TLS files, bearer tokens, the loopback rule."""
+"""Who may listen where, who may call whom: TLS files, bearer tokens, the loopback rule.
+
+Certificates, authorities and tokens are read again when their files change. What is connected
+stays connected; whoever comes next meets the new ones.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable, Mapping
+import ssl
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import grpc
 
 from ditmesh.errors import Unauthenticated
+from ditmesh.reloading import Reloading
 
 
 class UnsafeListener(ValueError):
@@ -30,24 +37,66 @@ class TlsFiles:
     authority: Path | None = None
 
     def server_credentials(self) -> grpc.ServerCredentials | None:
-        """None without a certificate. Raises OSError for a file that cannot be read."""
+        """For one listener; None without a certificate. Raises OSError for files of no use."""
         if self.certificate is None or self.key is None:
             return None
-        pair = (self.key.read_bytes(), self.certificate.read_bytes())
-        authority = self.authority.read_bytes() if self.authority is not None else None
-        return grpc.ssl_server_credentials(
-            [pair], root_certificates=authority, require_client_auth=authority is not None
+        files = Reloading(self._files(), self._read)
+        used = files.current()
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal used
+            latest = files.current()
+            if latest is used:
+                return None
+            used = latest
+            return _configuration(latest)
+
+        # gRPC asks before each handshake; its stubs do not know that None keeps what there is.
+        fetcher = cast(Callable[[], grpc.ServerCertificateConfiguration], renewed)
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(used), fetcher, require_client_authentication=self.authority is not None
         )
 
-    def channel_credentials(self) -> grpc.ChannelCredentials | None:
-        """To call a server that the authority vouches for; None without an authority."""
+    def channel_credentials(self) -> Reloading[grpc.ChannelCredentials] | None:
+        """To call a server that the authority vouches for; None without an authority.
+
+        Raises OSError for files of no use. A channel keeps those that it was made with.
+        """
         if self.authority is None:
             return None
-        return grpc.ssl_channel_credentials(
-            self.authority.read_bytes(),
-            self.key.read_bytes() if self.key is not None else None,
-            self.certificate.read_bytes() if self.certificate is not None else None,
-        )
+
+        def read() -> grpc.ChannelCredentials:
+            pem = self._read()
+            return grpc.ssl_channel_credentials(pem.authority, pem.key, pem.certificate)
+
+        return Reloading(self._files(), read)
+
+    def _files(self) -> list[Path]:
+        return [file for file in (self.certificate, self.key, self.authority) if file is not None]
+
+    def _read(self) -> _Pem:
+        """Raises OSError (of which SSLError is one) for files that are missing or do not fit."""
+        checked = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        if self.certificate is not None and self.key is not None:
+            # An encrypted key is refused; without the empty password OpenSSL would ask a terminal.
+            checked.load_cert_chain(self.certificate, self.key, password="")
+        if self.authority is not None:
+            checked.load_verify_locations(self.authority)
+        files = (self.key, self.certificate, self.authority)
+        return _Pem(*(None if file is None else file.read_bytes() for file in files))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pem:
+    key: bytes | None
+    certificate: bytes | None
+    authority: bytes | None
+
+
+def _configuration(pem: _Pem) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(pem.key or b"", pem.certificate or b"")], root_certificates=pem.authority
+    )
 
 
 class Tokens:
@@ -57,6 +106,11 @@ class Tokens:
         """`tokens`: name -> token."""
         # Digests have one length, so that a comparison tells nothing of the token's.
         self._digests = {name: _digest(token) for name, token in tokens.items()}
+
+    @classmethod
+    def reloading(cls, path: Path) -> Reloading[Tokens]:
+        """As `read`, and again when the file changes."""
+        return Reloading([path], lambda: cls.read(path))
 
     @classmethod
     def read(cls, path: Path) -> Tokens:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
+import ssl
 from pathlib import Path
 
 import pytest
 
 from deploy.check import manifests
 from deploy.check.manifests import COORDINATOR, NODE
-from ditmesh.client import TLS, Client
+from ditmesh.client import TLS, Client, Progress
 from ditmesh.errors import DitmeshError
+from tests.certificates import Authority
 from tests.deploy.pods import Pod, wait_for
 from tests.e2e.cluster import MODEL, free_ports, model_folder
 from tests.e2e.jobs import executors, random_job
@@ -18,78 +19,94 @@ from tests.e2e.jobs import executors, random_job
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def _openssl(*arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=60)
+class Encrypted:
+    """A coordinator and a node with mounted Secrets, and a client's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        found = manifests.build(manifests.OVERLAYS / "mtls")
+        models = model_folder(folder / "models", MODEL)
+        first = free_ports(700)
+        config = {
+            "RANKS": "1",
+            "NODES": f"127.0.0.1:{first + 350 + 11}",
+            "DEVICE": "cpu",
+            "DTYPE": "fp32",
+        }
+
+        def pod(program: str, port: int) -> Pod:
+            secret = folder / "secrets" / program
+            mounts = {"/models": models, "/var/lib/ditmesh": folder, "/etc/ditmesh/tls": secret}
+            log = folder / f"{program}.log"
+            return Pod(found, program, first_port=port, mounts=mounts, config=config, log=log)
+
+        self.coordinator, self.node = pod(COORDINATOR, first), pod(NODE, first + 350)
+        self.address = self.coordinator.address(50_050)
+
+    def renew(self, authority: Authority, *trusted: Authority) -> None:
+        """A new certificate for everybody, as cert-manager and the kubelet do it."""
+        for name in (COORDINATOR, NODE, "ditmesh-client"):
+            authority.issue(self._folder / "secrets" / name, name, *trusted)
+
+    def client(self) -> Client:
+        """One that has just read its certificate."""
+        mine = self._folder / "secrets" / "ditmesh-client"
+        return Client(self.address, tls=TLS(mine / "ca.crt", mine / "tls.crt", mine / "tls.key"))
+
+    def shown(self) -> str:
+        """The certificate that the coordinator shows now."""
+        host, _, port = self.address.partition(":")
+        return ssl.get_server_certificate((host, int(port))).strip()
+
+    def held(self) -> str:
+        """The coordinator's certificate in its Secret."""
+        pem = (self._folder / "secrets" / COORDINATOR / "tls.crt").read_text()
+        return pem.strip()
+
+    def wait_for_group(self) -> None:
+        """Wait until the node is in the group."""
+        wait_for(
+            lambda: self.coordinator.healthy("group"), "the group", self.coordinator, self.node
+        )
 
 
-def _authority(folder: Path) -> None:
-    _openssl(
-        *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
-        *("-keyout", str(folder / "ca.key"), "-out", str(folder / "ca.crt")),
-        *("-subj", "/CN=authority", "-days", "1"),
-    )
+def test_every_call_is_mutual_tls_and_certificates_are_renewed(tmp_path: Path) -> None:
+    """A client with a certificate gets its job done; one without is turned away, probes are not.
 
-
-def _secret(folder: Path, name: str) -> Path:
-    """A folder as cert-manager's Secret is mounted: certificate, key, authority."""
-    secret = folder / name
-    secret.mkdir()
-    _openssl(
-        *("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
-        *(
-            "-keyout",
-            str(secret / "tls.key"),
-            "-out",
-            str(secret / "request"),
-            "-subj",
-            f"/CN={name}",
-        ),
-    )
-    (secret / "names").write_text(f"subjectAltName=DNS:{name},DNS:localhost,IP:127.0.0.1\n")
-    _openssl(
-        *("x509", "-req", "-in", str(secret / "request"), "-out", str(secret / "tls.crt")),
-        *("-CA", str(folder / "ca.crt"), "-CAkey", str(folder / "ca.key"), "-CAcreateserial"),
-        *("-days", "1", "-extfile", str(secret / "names")),
-    )
-    (secret / "ca.crt").write_bytes((folder / "ca.crt").read_bytes())
-    return secret
-
-
-def test_every_call_is_mutual_tls_and_probes_still_answer(tmp_path: Path) -> None:
-    """A client with a certificate gets its job done; one without is turned away, probes are not."""
-    _authority(tmp_path)
-    found = manifests.build(manifests.OVERLAYS / "mtls")
-    models = model_folder(tmp_path / "models", MODEL)
-    first = free_ports(700)
-    config = {
-        "RANKS": "1",
-        "NODES": f"127.0.0.1:{first + 350 + 11}",
-        "DEVICE": "cpu",
-        "DTYPE": "fp32",
-    }
-
-    def pod(program: str, port: int) -> Pod:
-        secret = _secret(tmp_path, program)
-        mounts = {"/models": models, "/var/lib/ditmesh": tmp_path, "/etc/ditmesh/tls": secret}
-        log = tmp_path / f"{program}.log"
-        return Pod(found, program, first_port=port, mounts=mounts, config=config, log=log)
-
-    coordinator, node = pod(COORDINATOR, first), pod(NODE, first + 350)
-    mine = _secret(tmp_path, "ditmesh-client")
-    tls = TLS(mine / "ca.crt", mine / "tls.crt", mine / "tls.key")
+    In the middle of a job everybody gets certificates of another authority. The job goes on. A
+    node that starts anew is found by a coordinator that does not.
+    """
+    pods = Encrypted(tmp_path)
+    first, second = Authority(tmp_path / "first"), Authority(tmp_path / "second")
+    pods.renew(first)
     try:
-        node.start()
-        coordinator.start()
-        wait_for(lambda: coordinator.healthy("group"), "the group", coordinator, node)
-        assert coordinator.probe("readinessProbe")
-        assert node.probe("readinessProbe")
-        with Client(coordinator.address(50_050), tls=tls) as client:
-            assert executors(client.sample(**random_job(1))) == [("group", 0, 8)]
-        with Client(coordinator.address(50_050)) as stranger, pytest.raises(DitmeshError):
+        pods.node.start()
+        pods.coordinator.start()
+        pods.wait_for_group()
+        assert pods.coordinator.probe("readinessProbe")
+        assert pods.node.probe("readinessProbe")
+        with Client(pods.address) as stranger, pytest.raises(DitmeshError):
             stranger.cluster()
-        for ended in (node, coordinator):
+
+        def renew_once(progress: Progress) -> None:
+            if progress.step == 2:
+                pods.renew(second, first)
+
+        with pods.client() as client:
+            result = client.sample(**random_job(1), on_progress=renew_once)
+            assert executors(result) == [("group", 0, 8)]
+        assert pods.shown() == pods.held()
+        pods.renew(second)
+        pods.node.terminate()
+        assert pods.node.wait() == 0
+        wait_for(lambda: not pods.coordinator.healthy("group"), "the loss", pods.coordinator)
+        pods.node.start()
+        pods.wait_for_group()
+        with pods.client() as client:
+            assert executors(client.sample(**random_job(2))) == [("group", 0, 8)]
+        for ended in (pods.node, pods.coordinator):
             ended.terminate()
-        assert (node.wait(), coordinator.wait()) == (0, 0)
+        assert (pods.node.wait(), pods.coordinator.wait()) == (0, 0)
     finally:
-        coordinator.kill()
-        node.kill()
+        pods.coordinator.kill()
+        pods.node.kill()

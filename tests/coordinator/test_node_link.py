@@ -1,0 +1,68 @@
+"""The link to a node whose certificates are renewed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+
+from coordinator.nodes import NodeLink
+from ditmesh.security import TlsFiles
+from ditmesh.v1 import node_pb2 as pb
+from ditmesh.v1 import node_pb2_grpc
+from tests.certificates import Authority
+from tests.coordinator.fakes import run, until
+
+
+class Node(node_pb2_grpc.NodeServiceServicer):
+    """Says that it lives, until its stream ends."""
+
+    def Watch(
+        self, request: pb.WatchRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.WatchResponse]:
+        over = threading.Event()
+        context.add_callback(over.set)
+        while True:
+            yield pb.WatchResponse(incarnation="1")
+            if over.wait(0.5):
+                return
+
+
+@contextmanager
+def node(address: str, files: TlsFiles) -> Iterator[str]:
+    """A node that listens at `address`; where it is."""
+    with ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
+        node_pb2_grpc.add_NodeServiceServicer_to_server(Node(), server)  # type: ignore[no-untyped-call]
+        port = server.add_secure_port(address, files.server_credentials())
+        server.start()
+        yield f"127.0.0.1:{port}"
+        server.stop(None).wait()
+
+
+def test_a_node_of_a_new_authority_is_found_with_renewed_files(tmp_path: Path) -> None:
+    """A link outlives its certificates: with those that it began with it would never come back."""
+    first, second = Authority(tmp_path / "1"), Authority(tmp_path / "2")
+    theirs = first.issue(tmp_path / "node", "node").files
+    mine = first.issue(tmp_path / "coordinator", "coordinator").files
+
+    async def follow() -> None:
+        with node("127.0.0.1:0", theirs) as address:
+            link = NodeLink(address, silence_s=5, credentials=mine.channel_credentials())
+            watching = asyncio.create_task(link.watch())
+            await until(lambda: link.up)
+        await until(lambda: not link.up)
+        second.issue(tmp_path / "node", "node")
+        with node(address, theirs):
+            second.issue(tmp_path / "coordinator", "coordinator")
+            await until(lambda: link.up)
+            watching.cancel()
+            await asyncio.wait([watching])
+            await link.close()
+
+    run(follow())
