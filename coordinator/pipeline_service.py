@@ -71,7 +71,8 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
             for tensor in tensors:
                 self._store.put(scope, tensor)
             yield pb.EncodePromptResponse(encoded=header)
-            for chunk in chunks(tensors, range(len(tensors))):
+            wanted = () if request.hashes_only else range(len(tensors))
+            for chunk in chunks(tensors, wanted):
                 yield pb.EncodePromptResponse(chunk=chunk)
 
     async def DecodeLatent(

@@ -162,6 +162,22 @@ class WireTensor:
         return cls(TensorSpec(data_type, tuple(array.shape)), stored.tobytes())
 
 
+class HashedTensor(WireTensor):
+    """A tensor of which only the hash is here; whoever was given the hash has the bytes."""
+
+    def __init__(self, spec: TensorSpec) -> None:
+        """`spec` has its hash."""
+        object.__setattr__(self, "spec", spec)
+
+    @property
+    def data(self) -> bytes | memoryview:
+        """Raises InvalidTensor."""
+        raise InvalidTensor(
+            f"the bytes of {self.spec} are not here, only their hash: encode the prompt again, "
+            "without hashes_only where its values are needed"
+        )
+
+
 def content_hash(data_type: DataType, shape: Sequence[int], data: bytes | memoryview) -> bytes:
     """SHA-256 over "<type>[<d0>,<d1>,...]" in ASCII and the bytes, as tensor.proto says."""
     digest = start_hash(TensorSpec(data_type, tuple(shape)))

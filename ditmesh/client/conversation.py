@@ -25,11 +25,11 @@ from ditmesh.client.events import (
     read_summary,
 )
 from ditmesh.client.retry import Attempts, RetryPolicy
-from ditmesh.errors import DeadlineExceeded, InternalError, JobCancelled
+from ditmesh.errors import DeadlineExceeded, InternalError, InvalidTensor, JobCancelled
 from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.jobs import Job, extract_state
 from ditmesh.models.latents import LatentFormat
-from ditmesh.tensors import WireTensor
+from ditmesh.tensors import HashedTensor, WireTensor
 from ditmesh.v1 import sampler_pb2 as pb
 
 METHOD = "ditmesh.v1.SamplerService/Sample"
@@ -177,6 +177,15 @@ def _is_late(failure: grpc.RpcError) -> bool:
 
 
 def check_needed(needed: Sequence[int], tensors: Sequence[WireTensor]) -> None:
-    """Raises InternalError when the server asks for a tensor that there is not."""
+    """Raises InternalError when the server asks for a tensor that there is not, and InvalidTensor
+    when it has forgotten one of which only the hash is here.
+    """
     if needed and max(needed) >= len(tensors):
         raise InternalError(f"the server asked for tensor {max(needed)} of {len(tensors)}")
+    for index in needed:
+        if isinstance(tensors[index], HashedTensor):
+            raise InvalidTensor(
+                f"the server has forgotten {tensors[index].spec}, of which only the hash is here: "
+                "encode the prompt again",
+                field=f"tensors[{index}]",
+            )

@@ -12,7 +12,7 @@ from ditmesh.client.conditioning import Conditioning, TensorLike, to_wire
 from ditmesh.client.conversation import check_needed
 from ditmesh.errors import InternalError
 from ditmesh.exchange import Receiver, chunks, read_specs
-from ditmesh.tensors import WireTensor
+from ditmesh.tensors import HashedTensor, WireTensor
 from ditmesh.v1 import job_pb2
 from ditmesh.v1 import pipeline_pb2 as pb
 
@@ -26,7 +26,9 @@ class EncodedPrompt:
     """A prompt as the model's text encoders see it.
 
     Its conditioning holds `WireTensor`s (`.numpy()` gives arrays), so that a job names them by
-    the hashes under which the server has them already.
+    the hashes under which the server has them already. With `hashes_only` the hashes are all there
+    is: a job whose server has forgotten the tensors fails with InvalidTensor, and the prompt is to
+    be encoded again.
     """
 
     conditioning: Conditioning
@@ -37,7 +39,9 @@ class EncodedPrompt:
 class EncodeExchange:
     """One prompt, from its text to its conditioning."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str, prompt: str, *, hashes_only: bool = False) -> None:
+        """`hashes_only`: the tensors stay with the server."""
+        self.request = pb.EncodePromptRequest(model=model, prompt=prompt, hashes_only=hashes_only)
         self._message: pb.EncodedPrompt | None = None
         self._receiver: Receiver | None = None
 
@@ -59,7 +63,10 @@ class EncodeExchange:
         """The end of the stream. Raises InternalError or ProtocolError when it came too soon."""
         if self._message is None or self._receiver is None:
             raise InternalError("the server ended the call without a conditioning")
-        tensors = self._receiver.tensors()
+        if self.request.hashes_only:
+            tensors: tuple[WireTensor, ...] = tuple(map(HashedTensor, self._receiver.specs))
+        else:
+            tensors = self._receiver.tensors()
         found = _conditioning(self._message.conditioning, tensors)
         return EncodedPrompt(found, self._message.truncated_tokens)
 

@@ -26,29 +26,30 @@ from ditmesh.v1 import job_pb2 as ditmesh_dot_v1_dot_job__pb2
 from ditmesh.v1 import tensor_pb2 as ditmesh_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64itmesh/v1/pipeline.proto\x12\nditmesh.v1\x1a\x14\x64itmesh/v1/job.proto\x1a\x17\x64itmesh/v1/tensor.proto\"4\n\x13\x45ncodePromptRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\"y\n\x14\x45ncodePromptResponse\x12,\n\x07\x65ncoded\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.EncodedPromptH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x42\t\n\x07message\"\x82\x01\n\rEncodedPrompt\x12\'\n\x07tensors\x18\x01 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12.\n\x0c\x63onditioning\x18\x02 \x01(\x0b\x32\x18.ditmesh.v1.Conditioning\x12\x18\n\x10truncated_tokens\x18\x03 \x01(\r\"x\n\x13\x44\x65\x63odeLatentRequest\x12,\n\x06latent\x18\x01 \x01(\x0b\x32\x1a.ditmesh.v1.LatentToDecodeH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x42\t\n\x07message\"p\n\x0eLatentToDecode\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x06latent\x18\x02 \x01(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12\'\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x17.ditmesh.v1.ImageFormat\"\xa5\x01\n\x14\x44\x65\x63odeLatentResponse\x12+\n\x06needed\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.TensorsNeededH\x00\x12+\n\x06images\x18\x02 \x01(\x0b\x32\x19.ditmesh.v1.DecodedImagesH\x00\x12(\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x42\t\n\x07message\"8\n\rDecodedImages\x12\'\n\x07tensors\x18\x01 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec*W\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_F32\x10\x01\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x02\x32\xbd\x01\n\x0fPipelineService\x12S\n\x0c\x45ncodePrompt\x12\x1f.ditmesh.v1.EncodePromptRequest\x1a .ditmesh.v1.EncodePromptResponse0\x01\x12U\n\x0c\x44\x65\x63odeLatent\x12\x1f.ditmesh.v1.DecodeLatentRequest\x1a .ditmesh.v1.DecodeLatentResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64itmesh/v1/pipeline.proto\x12\nditmesh.v1\x1a\x14\x64itmesh/v1/job.proto\x1a\x17\x64itmesh/v1/tensor.proto\"I\n\x13\x45ncodePromptRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x13\n\x0bhashes_only\x18\x03 \x01(\x08\"y\n\x14\x45ncodePromptResponse\x12,\n\x07\x65ncoded\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.EncodedPromptH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x42\t\n\x07message\"\x82\x01\n\rEncodedPrompt\x12\'\n\x07tensors\x18\x01 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12.\n\x0c\x63onditioning\x18\x02 \x01(\x0b\x32\x18.ditmesh.v1.Conditioning\x12\x18\n\x10truncated_tokens\x18\x03 \x01(\r\"x\n\x13\x44\x65\x63odeLatentRequest\x12,\n\x06latent\x18\x01 \x01(\x0b\x32\x1a.ditmesh.v1.LatentToDecodeH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x42\t\n\x07message\"p\n\x0eLatentToDecode\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x06latent\x18\x02 \x01(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12\'\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x17.ditmesh.v1.ImageFormat\"\xa5\x01\n\x14\x44\x65\x63odeLatentResponse\x12+\n\x06needed\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.TensorsNeededH\x00\x12+\n\x06images\x18\x02 \x01(\x0b\x32\x19.ditmesh.v1.DecodedImagesH\x00\x12(\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x42\t\n\x07message\"8\n\rDecodedImages\x12\'\n\x07tensors\x18\x01 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec*W\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_F32\x10\x01\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x02\x32\xbd\x01\n\x0fPipelineService\x12S\n\x0c\x45ncodePrompt\x12\x1f.ditmesh.v1.EncodePromptRequest\x1a .ditmesh.v1.EncodePromptResponse0\x01\x12U\n\x0c\x44\x65\x63odeLatent\x12\x1f.ditmesh.v1.DecodeLatentRequest\x1a .ditmesh.v1.DecodeLatentResponse(\x01\x30\x01\x42$\n\nditmesh.v1P\x01Z\x14\x64itmesh/v1;ditmeshv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ditmesh.v1.pipeline_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_IMAGEFORMAT']._serialized_start=860
-  _globals['_IMAGEFORMAT']._serialized_end=947
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\nditmesh.v1P\001Z\024ditmesh/v1;ditmeshv1'
+  _globals['_IMAGEFORMAT']._serialized_start=881
+  _globals['_IMAGEFORMAT']._serialized_end=968
   _globals['_ENCODEPROMPTREQUEST']._serialized_start=88
-  _globals['_ENCODEPROMPTREQUEST']._serialized_end=140
-  _globals['_ENCODEPROMPTRESPONSE']._serialized_start=142
-  _globals['_ENCODEPROMPTRESPONSE']._serialized_end=263
-  _globals['_ENCODEDPROMPT']._serialized_start=266
-  _globals['_ENCODEDPROMPT']._serialized_end=396
-  _globals['_DECODELATENTREQUEST']._serialized_start=398
-  _globals['_DECODELATENTREQUEST']._serialized_end=518
-  _globals['_LATENTTODECODE']._serialized_start=520
-  _globals['_LATENTTODECODE']._serialized_end=632
-  _globals['_DECODELATENTRESPONSE']._serialized_start=635
-  _globals['_DECODELATENTRESPONSE']._serialized_end=800
-  _globals['_DECODEDIMAGES']._serialized_start=802
-  _globals['_DECODEDIMAGES']._serialized_end=858
-  _globals['_PIPELINESERVICE']._serialized_start=950
-  _globals['_PIPELINESERVICE']._serialized_end=1139
+  _globals['_ENCODEPROMPTREQUEST']._serialized_end=161
+  _globals['_ENCODEPROMPTRESPONSE']._serialized_start=163
+  _globals['_ENCODEPROMPTRESPONSE']._serialized_end=284
+  _globals['_ENCODEDPROMPT']._serialized_start=287
+  _globals['_ENCODEDPROMPT']._serialized_end=417
+  _globals['_DECODELATENTREQUEST']._serialized_start=419
+  _globals['_DECODELATENTREQUEST']._serialized_end=539
+  _globals['_LATENTTODECODE']._serialized_start=541
+  _globals['_LATENTTODECODE']._serialized_end=653
+  _globals['_DECODELATENTRESPONSE']._serialized_start=656
+  _globals['_DECODELATENTRESPONSE']._serialized_end=821
+  _globals['_DECODEDIMAGES']._serialized_start=823
+  _globals['_DECODEDIMAGES']._serialized_end=879
+  _globals['_PIPELINESERVICE']._serialized_start=971
+  _globals['_PIPELINESERVICE']._serialized_end=1160
 # @@protoc_insertion_point(module_scope)

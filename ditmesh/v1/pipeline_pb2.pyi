@@ -19,12 +19,14 @@ IMAGE_FORMAT_F32: ImageFormat
 IMAGE_FORMAT_PNG: ImageFormat
 
 class EncodePromptRequest(_message.Message):
-    __slots__ = ("model", "prompt")
+    __slots__ = ("model", "prompt", "hashes_only")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
+    HASHES_ONLY_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: str
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ...) -> None: ...
+    hashes_only: bool
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., hashes_only: bool = ...) -> None: ...
 
 class EncodePromptResponse(_message.Message):
     __slots__ = ("encoded", "chunk")

@@ -194,7 +194,7 @@ class Fake(
         yield pipeline_pb2.EncodePromptResponse(encoded=encoded)
         for tensor in tensors:
             self.store.put("", tensor)
-        for chunk in chunks(tensors, range(len(tensors))):
+        for chunk in chunks(tensors, () if request.hashes_only else range(len(tensors))):
             yield pipeline_pb2.EncodePromptResponse(chunk=chunk)
 
     def DecodeLatent(

@@ -17,11 +17,12 @@ from ditmesh import telemetry
 from ditmesh.client import TLS, Client
 from ditmesh.client.cluster import read_cluster
 from ditmesh.client.connection import Connection
-from ditmesh.errors import InvalidRequest, Unavailable, UnknownModel
+from ditmesh.content import ContentStore
+from ditmesh.errors import InvalidRequest, InvalidTensor, Unavailable, UnknownModel
 from ditmesh.telemetry import extract
 from ditmesh.v1 import cluster_pb2, cluster_pb2_grpc
 from tests.client.conftest import Call
-from tests.client.fake import Fake
+from tests.client.fake import LIMIT, Fake
 
 CLUSTER = cluster_pb2.GetClusterResponse(
     version="1.2.3",
@@ -137,6 +138,20 @@ def test_encoded_prompt_is_not_sent_back(call: Call, fake: Fake) -> None:
     assert encoded.conditioning.guidance == (3.5,)
     call("sample", model="flux", positive=encoded.conditioning, size=(1, 2, 2))
     assert fake.needed[-1] == ()
+
+
+def test_prompt_of_which_only_hashes_come(call: Call, fake: Fake) -> None:
+    """A job names what stayed with the server; once that has forgotten it, the error says so."""
+    encoded = call("encode_prompt", "flux", "a cat", hashes_only=True)
+    assert (encoded.truncated_tokens, encoded.conditioning.guidance) == (2, (3.5,))
+    assert [t.spec.shape for t in encoded.conditioning.wire.values()] == [(1, 5, 4), (1, 2)]
+    with pytest.raises(InvalidTensor, match="encode the prompt again"):
+        encoded.conditioning.text.numpy()
+    call("sample", model="flux", positive=encoded.conditioning, size=(1, 2, 2))
+    assert fake.needed[-1] == ()
+    fake.store = ContentStore(LIMIT)
+    with pytest.raises(InvalidTensor, match="encode the prompt again"):
+        call("sample", model="flux", positive=encoded.conditioning, size=(1, 2, 2))
 
 
 def test_decode(call: Call) -> None:

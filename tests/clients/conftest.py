@@ -19,9 +19,9 @@ def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def expected_picture(coordinator: str) -> bytes:
-    """What the Python client gets for the prompt of `examples`."""
+    """What the Python client gets for the prompt of `examples`, of which it has hashes only."""
     with Client(coordinator) as client:
-        prompt = client.encode_prompt(cluster.MODEL, examples.PROMPT)
+        prompt = client.encode_prompt(cluster.MODEL, examples.PROMPT, hashes_only=True)
         result = client.sample(
             model=cluster.MODEL,
             positive=prompt.conditioning,

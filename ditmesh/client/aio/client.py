@@ -130,13 +130,18 @@ class AsyncClient:
             )
         return read_cluster(answer)
 
-    async def encode_prompt(self, model: str, prompt: str) -> pipeline.EncodedPrompt:
-        """A prompt's conditioning, for models that bring their text encoders."""
+    async def encode_prompt(
+        self, model: str, prompt: str, *, hashes_only: bool = False
+    ) -> pipeline.EncodedPrompt:
+        """A prompt's conditioning, for models that bring their text encoders.
+
+        With `hashes_only` it stays with the server, for jobs that are sent soon.
+        """
 
         async def encode() -> pipeline.EncodedPrompt:
-            exchange = pipeline.EncodeExchange()
+            exchange = pipeline.EncodeExchange(model, prompt, hashes_only=hashes_only)
             async for response in _aio(self._pipeline.EncodePrompt)(
-                pipeline_pb2.EncodePromptRequest(model=model, prompt=prompt),
+                exchange.request,
                 timeout=self._connection.timeout_s,
                 metadata=self._connection.metadata(),
             ):
