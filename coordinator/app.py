@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from coordinator.config import MIB, CoordinatorConfig, Limits, Timing
+from ditmesh.errors import DitmeshError
 from ditmesh.executor.server import ExecutorConfig
+from ditmesh.models.info import scan
 from ditmesh.options import (
     add_security,
     add_telemetry,
@@ -272,9 +274,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_arguments(parser)
     args = parser.parse_args(argv)
-    if args.local_models is not None and not args.local_models.is_dir():
-        print(f"error: --local-models {args.local_models}: no such folder", file=sys.stderr)
-        return 2
+    if args.local_models is not None:
+        try:
+            scan(args.local_models).check_start(filter(None, [args.local_preload]))
+        except DitmeshError as error:
+            print(f"error: --local-models: {error}", file=sys.stderr)
+            return 2
     with tempfile.TemporaryDirectory(prefix="ditmesh-") as folder:
         on_cpu = args.local_device == "cpu"
         supervisor = Supervisor(

@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ditmesh.errors import DitmeshError
 from ditmesh.executor.server import ExecutorConfig
 from ditmesh.executor.servicer import ServicerLimits
+from ditmesh.models.info import scan
 from ditmesh.options import (
     add_security,
     add_telemetry,
@@ -132,8 +134,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_arguments(parser)
     args = parser.parse_args(argv)
-    if not args.models.is_dir():
-        print(f"error: --models {args.models}: no such folder", file=sys.stderr)
+    try:
+        scan(args.models).check_start()
+    except DitmeshError as error:
+        print(f"error: --models: {error}", file=sys.stderr)
         return 2
     on_cpu = args.device == "cpu"
     with tempfile.TemporaryDirectory(prefix="ditmesh-") as folder:

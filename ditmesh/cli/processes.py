@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ditmesh.cli.exit_codes import UsageError
+from ditmesh.models.info import scan
 from ditmesh.supervisor import ChildSpec
 
 HOST = "127.0.0.1"
@@ -56,9 +57,12 @@ class LocalCluster:
         return "fork" if self.device == "cpu" else "spawn"
 
     def check(self) -> None:
-        """Raises UsageError, InvalidMesh or OSError for what could never run."""
+        """Raises UsageError, DamagedModel, UnknownModel, InvalidMesh or OSError for what could
+        never run.
+        """
         if not self.models.is_dir():
             raise UsageError(f"--models {self.models}: no such folder")
+        scan(self.models).check_start(self.preload)
         if not self.nodes and not self.local:
             raise UsageError("no nodes and no local sampler: nothing could run a job")
         find_service("coordinator.meshes").MeshPlan(self.nodes, self.mesh, self.cfg_split)

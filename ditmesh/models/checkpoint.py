@@ -64,13 +64,13 @@ def _open_folder(path: Path) -> Checkpoint:
     folder = path / "transformer" if (path / "transformer").is_dir() else path
     config = _diffusers_config(folder / "config.json")
     tensors: dict[str, StoredTensor] = {}
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         tensors.update(read_header(file)[0])
     return Checkpoint("diffusers", config, tensors, flux_checkpoint.diffusers_sources(config))
 
 
 def _diffusers_config(path: Path) -> FluxConfig:
-    values = _read_json(path)
+    values = read_json(path)
     kind = values.get("_class_name")
     if kind != "FluxTransformer2DModel":
         raise DamagedModel(f"{path}: describes a {kind}, not a FluxTransformer2DModel")
@@ -112,10 +112,11 @@ def _check_channels(path: Path, in_channels: int, out_channels: int) -> None:
         raise DamagedModel(f"{path}: {in_channels} values a token are no {PATCH_SIZE}x{PATCH_SIZE}")
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a folder, as its index has them. Raises DamagedModel for pickles."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if len(indexes) == 1:
-        names = set(_read_json(indexes[0]).get("weight_map", {}).values())
+        names = set(read_json(indexes[0]).get("weight_map", {}).values())
         for name in names:
             if not isinstance(name, str) or Path(name).name != name:
                 raise DamagedModel(f"{indexes[0]}: weight file {name!r} is not a plain file name")
@@ -212,7 +213,8 @@ def _check_tensors(path: Path, checkpoint: Checkpoint) -> None:
             raise DamagedModel(f"{stored.file}: tensor {key!r} holds {stored.dtype}, not floats")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises DamagedModel naming the file."""
     try:
         values = json.loads(path.read_bytes())
     except OSError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from ditmesh.models.checkpoint import (
 from ditmesh.models.fingerprint import to_bfloat16, weights_fingerprint
 from ditmesh.models.flux_checkpoint import PATCH_SIZE, FluxConfig, diffusers_shapes
 from ditmesh.models.latents import LatentFormat, read_latent_format
+from ditmesh.models.pipeline_files import check_pipeline_files
 from ditmesh.models.safetensors_file import DTYPE_NAMES, StoredTensor
 
 _WIDENED = {"F32": "<f4", "F16": "<f2"}
@@ -90,8 +91,25 @@ class Catalogue:
             return self.models[name]
         if name in self.problems:
             raise self.problems[name]
+        raise self._unknown(name)
+
+    def check_start(self, wanted: Iterable[str] = ()) -> None:
+        """What a process that serves this folder, and loads `wanted` at once, must not lack.
+
+        A damaged model beside sound ones stops nothing: whoever asks for it is told.
+
+        Raises:
+            UnknownModel, DamagedModel: as `get`, of one of `wanted`.
+            DamagedModel: there are models here, and none of them can be used.
+        """
+        if self.problems and not self.models:
+            raise next(iter(self.problems.values()))
+        for name in wanted:
+            self.get(name)
+
+    def _unknown(self, name: str) -> UnknownModel:
         known = ", ".join(sorted(self.models)) or "none"
-        raise UnknownModel(f"no model {name!r} here; there are: {known}", field="model")
+        return UnknownModel(f"no model {name!r} here; there are: {known}", field="model")
 
 
 def inspect(path: Path | str, name: str | None = None) -> ModelInfo:
@@ -99,10 +117,12 @@ def inspect(path: Path | str, name: str | None = None) -> ModelInfo:
 
     Raises:
         DamagedModel: a file is missing, truncated or a pickle, the model is not a Flux.1, or
-            its tensors are not those that its dimensions call for. Names the file.
+            its tensors are not those that its dimensions call for; or a text encoder, tokenizer
+            or autoencoder that a pipeline folder lists is not sound. Names the file.
     """
     path = Path(path)
     checkpoint = open_checkpoint(path)
+    check_pipeline_files(path)
     config, used = checkpoint.config, checkpoint.used
     dtypes: Counter[str] = Counter()
     for tensor in used:
