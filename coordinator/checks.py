@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from coordinator.config import Limits
+from coordinator.lifecycle.ladder import Policy
 from ditmesh.errors import InvalidRequest, InvalidTensor, LimitExceeded
 from ditmesh.sampling.noise import MAX_BATCH_INDEX
 from ditmesh.tensors import DataType, TensorSpec
@@ -13,6 +14,14 @@ from ditmesh.v1 import cluster_pb2
 from ditmesh.v1 import job_pb2 as pb
 
 MAX_CFG = 1000.0
+
+POLICIES = {
+    pb.FALLBACK_POLICY_UNSPECIFIED: Policy.ALLOW,
+    pb.FALLBACK_POLICY_ALLOW: Policy.ALLOW,
+    pb.FALLBACK_POLICY_FORBID: Policy.FORBID,
+    pb.FALLBACK_POLICY_LOCAL_ONLY: Policy.LOCAL_ONLY,
+}
+"""What each policy of the contract means."""
 
 
 class Table:

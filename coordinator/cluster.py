@@ -152,11 +152,16 @@ class Cluster:
 
     def take_group(self, *, split: bool) -> Executor:
         """The group's mesh for a job; `split`: it has two guidance branches."""
+        executor = self.group_executor(split=split)
+        self._busy.add("group")
+        self.group.set_busy(True)
+        return executor
+
+    def group_executor(self, *, split: bool) -> Executor:
+        """What `take_group` would give, without taking it."""
         formed = self.group.formed
         assert formed is not None, "the ladder gives the group only when it is ready"
         index = SPLIT if split and len(formed.meshes) > SPLIT else MAIN
-        self._busy.add("group")
-        self.group.set_busy(True)
         return self._executor(formed, index)
 
     def take_local(self) -> Executor:

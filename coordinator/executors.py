@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from coordinator.lifecycle.patience import Patience
-from coordinator.member import MemberRun, RunEnd, StepReport
+from coordinator.member import MemberRun, PreparedRun, RunEnd, StepReport, give_up
 from coordinator.nodes import NodeLink
 from coordinator.predict import PatchedModel, PredictLane
 from ditmesh.errors import (
@@ -71,18 +71,6 @@ class StopRequest:
         return self.reason
 
 
-class PreparedRun:
-    """A job on every member of an executor, inputs and model in place, that waits for its start."""
-
-    def __init__(self, runs: Sequence[MemberRun]) -> None:
-        self.runs = tuple(runs)
-
-    def close(self) -> None:
-        """Give it up, started or not."""
-        for run in self.runs:
-            run.close()
-
-
 class Executor:
     """Members that do the same work at once; the first of them leads and answers."""
 
@@ -132,37 +120,39 @@ class Executor:
         on_step: Callable[[StepReport], None],
         stop: StopRequest,
         on_start: Callable[[], None] = lambda: None,
-        prepared: PreparedRun | None = None,
+        preparing: asyncio.Task[PreparedRun] | None = None,
     ) -> RunEnd:
         """Run a job from its state to its end, or until `stop`.
 
-        `on_start` is called when every member is ready, its model loaded, and begins. `prepared`:
-        what `prepare` gave for this job.
+        `on_start` is called when every member is ready, its model loaded, and begins. `preparing`:
+        `prepare` of this job, done or under way.
 
         Raises GroupLost or ExecutorFailed when the work can go on elsewhere (every step that
         was finished has been reported by then), and other errors when it cannot.
         """
-        if prepared is None:
-            preparing = asyncio.create_task(self.prepare(job, deadline_s=deadline_s))
-            if not await _unless(stop, preparing):
+        preparing = preparing or asyncio.create_task(self.prepare(job, deadline_s=deadline_s))
+        try:
+            if not await _before(stop, preparing):
                 # Loading a model may take minutes; nobody has started.
                 return RunEnd(stop.reason, None, ())
-            prepared = preparing.result()
-        runs = prepared.runs
-        try:
+            runs = preparing.result().runs
             await self._together([run.start() for run in runs])
             on_start()
-            stopper = asyncio.create_task(_forward(stop, runs[0]))
-            try:
-                patience = Patience()
-                leader = runs[0].follow(_timed(on_step, patience), patience.limit_s)
-                others = [run.follow(_ignore, _forever) for run in runs[1:]]
-                ends = await self._together([leader, *others], led=True)
-            finally:
-                stopper.cancel()
+            return await self._follow(runs, on_step, stop)
         finally:
-            prepared.close()
-        return ends[0]
+            give_up(preparing)
+
+    async def _follow(
+        self, runs: Sequence[MemberRun], on_step: Callable[[StepReport], None], stop: StopRequest
+    ) -> RunEnd:
+        stopper = asyncio.create_task(_forward(stop, runs[0]))
+        try:
+            patience = Patience()
+            leader = runs[0].follow(_timed(on_step, patience), patience.limit_s)
+            others = [run.follow(_ignore, _forever) for run in runs[1:]]
+            return (await self._together([leader, *others], led=True))[0]
+        finally:
+            stopper.cancel()
 
     async def predict(
         self, model: PatchedModel, call: sampler_pb2.PredictCall, tensors: Sequence[WireTensor]
@@ -273,17 +263,13 @@ def _failed(task: asyncio.Task[Any]) -> BaseException | None:
     return task.exception() if task.done() and not task.cancelled() else None
 
 
-async def _unless(stop: StopRequest, working: asyncio.Task[Any]) -> bool:
-    """Let the work be done; False when `stop` came before it was, which ends it."""
+async def _before(stop: StopRequest, preparing: asyncio.Task[PreparedRun]) -> bool:
+    """Wait until all is prepared; False when `stop` comes before."""
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            return False
-        working.result()
-        return True
+        await asyncio.wait((preparing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return preparing.done()
     finally:
-        working.cancel()
         stopping.cancel()
 
 

@@ -130,3 +130,26 @@ class MemberRun:
         )
         wanted = " or ".join(expected) or "waiting for more"
         raise InternalError(f"{self.link.address} sent {got} instead of {wanted}")
+
+
+class PreparedRun:
+    """A job on every member of an executor, inputs and model in place, that waits for its start."""
+
+    def __init__(self, runs: Sequence[MemberRun]) -> None:
+        self.runs = tuple(runs)
+
+    def close(self) -> None:
+        """Give it up, started or not."""
+        for run in self.runs:
+            run.close()
+
+
+def give_up(preparing: asyncio.Task[PreparedRun]) -> None:
+    """End a preparation, or what it has led to. What it failed with is no longer of interest."""
+    preparing.cancel()
+    preparing.add_done_callback(_close_prepared)
+
+
+def _close_prepared(preparing: asyncio.Task[PreparedRun]) -> None:
+    if not preparing.cancelled() and preparing.exception() is None:
+        preparing.result().close()

@@ -6,11 +6,11 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 from coordinator import checks
+from coordinator.checks import POLICIES
 from coordinator.cluster import Cluster
 from coordinator.config import Limits
 from coordinator.lifecycle.ladder import Policy
 from coordinator.predict import PatchedModel
-from coordinator.runner import POLICIES
 from coordinator.scheduler import Claim, Scheduler
 from coordinator.streams import read
 from ditmesh import telemetry

@@ -15,7 +15,7 @@ from coordinator.lifecycle.ladder import Decision
 from coordinator.member import RunEnd, StepReport
 from coordinator.scheduler import Claim
 from ditmesh import telemetry
-from ditmesh.errors import DitmeshError
+from ditmesh.errors import DitmeshError, InternalError
 from ditmesh.jobs import Job, Snapshot
 from ditmesh.v1 import sampler_pb2 as pb
 
@@ -110,6 +110,18 @@ class JobRecord:
     def step(self) -> int:
         """Steps finished."""
         return self.snapshot.step if self.snapshot is not None else self.admitted.first_step
+
+    def current_job(self) -> Job:
+        """The job as it goes on from its newest state."""
+        if self.job is None:
+            raise InternalError("a job without inputs was started")
+        return self.job.continued_from(self.snapshot) if self.snapshot is not None else self.job
+
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline, if there is one."""
+        if self.deadline is None:
+            return None
+        return max(self.deadline - asyncio.get_running_loop().time(), 0.0)
 
     def fallback_to(self, executor: Executor, decision: Decision) -> pb.Fallback | None:
         """The change of executor that begins now; None when the job goes where it belongs."""

@@ -7,13 +7,15 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
+from coordinator.ahead import Ahead
+from coordinator.checks import POLICIES
 from coordinator.cluster import Cluster
 from coordinator.executors import Executor
 from coordinator.journal import JobLog
 from coordinator.lifecycle.job import JobEffect, JobEvent, JobPhase
-from coordinator.lifecycle.ladder import Policy
-from coordinator.member import RunEnd, StepReport
+from coordinator.member import PreparedRun, RunEnd, StepReport
 from coordinator.record import JobRecord, Moved, bare
 from coordinator.recovery import newest_state
 from coordinator.scheduler import Claim, Grant, Scheduler
@@ -25,21 +27,14 @@ from ditmesh.errors import (
     Draining,
     ExecutorFailed,
     GroupLost,
-    InternalError,
     JobCancelled,
 )
 from ditmesh.rpc_status import as_ditmesh_error
-from ditmesh.v1 import job_pb2, node_pb2
+from ditmesh.v1 import node_pb2
 from ditmesh.v1 import sampler_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-POLICIES = {
-    job_pb2.FALLBACK_POLICY_UNSPECIFIED: Policy.ALLOW,
-    job_pb2.FALLBACK_POLICY_ALLOW: Policy.ALLOW,
-    job_pb2.FALLBACK_POLICY_FORBID: Policy.FORBID,
-    job_pb2.FALLBACK_POLICY_LOCAL_ONLY: Policy.LOCAL_ONLY,
-}
 # A job that costs the group twice is given to the local sampler, lest it go round for ever.
 _MAX_GROUP_LOSSES = 2
 # One that the local sampler fails at so often without a step in between cannot be done.
@@ -146,22 +141,30 @@ class Runner:
             self.fail(record, as_ditmesh_error(error))
 
     async def _turn(self, record: JobRecord) -> None:
-        record.claim = self._claim(record)
-        with telemetry.span("queue", parent=record.span):
-            grant = await self._scheduler.acquire(record.claim, first=bool(record.segments))
+        """Wait for an executor, and work on it until the job leaves it."""
+        ahead = Ahead(partial(self._prepare, record))
+        record.claim = self._claim(record, ahead)
+        try:
+            with telemetry.span("queue", parent=record.span):
+                grant = await self._scheduler.acquire(record.claim, first=bool(record.segments))
+            await self._work(record, grant, ahead)
+        finally:
+            ahead.drop()
+
+    async def _work(self, record: JobRecord, grant: Grant, ahead: Ahead) -> None:
         try:
             if record.restored:
                 record.restored = False
                 await self._catch_up(record, grant.executor)
             self._note_fallback(record, grant)
             self.apply(record, JobEvent.START)
-            self._ended(record, await self._run(record, grant))
+            self._ended(record, await self._run(record, grant.executor, ahead))
         except ExecutorFailed as error:
             await self._lost(record, grant, error)
         finally:
             self._scheduler.release(grant)
 
-    def _claim(self, record: JobRecord) -> Claim:
+    def _claim(self, record: JobRecord, ahead: Ahead) -> Claim:
         spec = record.admitted.spec
         guided = spec.HasField("cfg") and not math.isclose(spec.cfg, 1.0)
 
@@ -180,13 +183,18 @@ class Runner:
             split=guided,
             group_excluded=record.group_excluded,
             on_position=tell,
+            # A restored job has to look for its newest state first.
+            on_next=lambda executor: ahead.begin(None if record.restored else executor),
             on_group_free=hand_over,
         )
 
-    async def _run(self, record: JobRecord, grant: Grant) -> RunEnd:
-        executor = grant.executor
-        if record.job is None:
-            raise InternalError("a job without inputs was started")
+    async def _prepare(self, record: JobRecord, executor: Executor) -> PreparedRun:
+        """Bring the job's inputs to an executor that still works on another."""
+        with telemetry.span("prepare", parent=record.span, executor=executor.name):
+            return await executor.prepare(record.current_job(), deadline_s=record.remaining_s())
+
+    async def _run(self, record: JobRecord, executor: Executor, ahead: Ahead) -> RunEnd:
+        job = record.current_job()
         record.begin_segment(executor)
         started = last = time.monotonic()
         cells = record.admitted.cells
@@ -209,9 +217,6 @@ class Runner:
             record.step_done(report)
             self._journal.stepped(record)
 
-        remaining = None
-        if record.deadline is not None:
-            remaining = max(record.deadline - asyncio.get_running_loop().time(), 0.0)
         try:
             with telemetry.span(
                 "run",
@@ -222,11 +227,12 @@ class Runner:
                 first_step=record.step,
             ) as span:
                 return await executor.run(
-                    record.job.continued_from(record.snapshot) if record.snapshot else record.job,
-                    deadline_s=remaining,
+                    job,
+                    deadline_s=record.remaining_s(),
                     on_step=on_step,
                     stop=record.stop,
                     on_start=on_start,
+                    preparing=ahead.take(executor),
                 )
         finally:
             record.segments[-1].seconds = time.monotonic() - started

@@ -38,6 +38,8 @@ class Claim:
     split: bool = False
     group_excluded: str = ""
     on_position: Callable[[int], None] = lambda position: None
+    on_next: Callable[[Executor | None], None] = lambda executor: None
+    """Called with the executor that it will have next, if all goes on as it does; None: no more."""
     on_group_free: Callable[[], None] = lambda: None
     """Called while the work runs locally only for want of a group, once the group is free and
     would be faster."""
@@ -61,6 +63,7 @@ class Scheduler:
         self._regroup_wait_s = regroup_wait_s
         self._waiting: list[Claim] = []
         self._exiled: dict[Grant, Claim] = {}
+        self._next: Claim | None = None
         self._wake: asyncio.TimerHandle | None = None
         self._pump_due = False
         cluster.on_change = self._pump_soon
@@ -116,8 +119,25 @@ class Scheduler:
             if position != claim.told and (position or claim.told):
                 claim.told = position
                 claim.on_position(position)
+        self._announce_next()
         if not self._waiting:
             self._call_back()
+
+    def _announce_next(self) -> None:
+        """Whoever has the group after the work that is on it now can make ready meanwhile."""
+        upcoming = next((claim for claim in self._waiting if self._waits_for_turn(claim)), None)
+        if self._next is not None and self._next is not upcoming and self._next in self._waiting:
+            self._next.on_next(None)
+        self._next = upcoming
+        if upcoming is not None:
+            upcoming.on_next(self._cluster.group_executor(split=upcoming.split))
+
+    def _waits_for_turn(self, claim: Claim) -> bool:
+        """Whether nothing but the work on the group keeps it from having it."""
+        model = self._cluster.models().get(claim.model)
+        group = self._cluster.group_facts(model)
+        wants = claim.policy is not Policy.LOCAL_ONLY and not claim.group_excluded
+        return wants and group.ready and group.has_model and not group.free
 
     def _call_back(self) -> None:
         """Nobody waits: work that only lacked a group may have it now."""

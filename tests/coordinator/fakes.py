@@ -10,6 +10,7 @@ import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 from unittest import mock
 
@@ -25,12 +26,12 @@ from coordinator.jobs import JobTable
 from coordinator.journal import NoJournal
 from coordinator.lifecycle.group import GroupPhase
 from coordinator.lifecycle.node import NodePhase, NodeView
-from coordinator.member import RunEnd, StepReport
+from coordinator.member import PreparedRun, RunEnd, StepReport
 from coordinator.record import JobRecord, Listener
 from coordinator.runner import Runner
 from coordinator.scheduler import Scheduler
 from ditmesh import telemetry
-from ditmesh.errors import DitmeshError
+from ditmesh.errors import DitmeshError, ExecutorFailed
 from ditmesh.jobs import Job, Snapshot
 from ditmesh.mesh import MeshSpec
 from ditmesh.sampling import SAMPLERS
@@ -187,13 +188,30 @@ class Script:
     before: Callable[[int], Awaitable[None]] | None = None
     fail: dict[int, Exception] = field(default_factory=dict)
     """Raised once, before the step of that number."""
-    prepared: asyncio.Event | None = None
+    prepared: list[str] = field(default_factory=list)
+    """Job id of each that was prepared before its turn."""
+    given_up: list[str] = field(default_factory=list)
+    """Those of them that were not, or no longer, wanted."""
+    unprepared: list[str] = field(default_factory=list)
+    """Those that cannot be."""
     runs: list[tuple[str, int]] = field(default_factory=list)
     """Job id and first step of each run."""
     ids: list[str] = field(default_factory=list)
     """The id of each run as executors see it."""
     ends: int = 0
     answer: Callable[[pb.PredictCall, Sequence[WireTensor]], WireTensor] | None = None
+
+
+class FakePrepared(PreparedRun):
+    """In place of streams: tells when it is closed."""
+
+    def __init__(self, on_close: Callable[[], None]) -> None:
+        super().__init__(())
+        self._on_close = on_close
+
+    def close(self) -> None:
+        """Told."""
+        self._on_close()
 
 
 class FakeExecutor:
@@ -220,6 +238,15 @@ class FakeExecutor:
     def close(self) -> None:
         """Nothing is kept open."""
 
+    async def prepare(self, job: Job, *, deadline_s: float | None = None) -> PreparedRun:
+        """As Executor.prepare."""
+        name = job.spec.job_id.rpartition("-")[0]
+        self.script.prepared.append(name)
+        await asyncio.sleep(0)
+        if name in self.script.unprepared:
+            raise ExecutorFailed("a member did not take it")
+        return FakePrepared(partial(self.script.given_up.append, name))
+
     async def run(
         self,
         job: Job,
@@ -228,10 +255,13 @@ class FakeExecutor:
         on_step: Callable[[StepReport], None],
         stop: StopRequest,
         on_start: Callable[[], None],
+        preparing: asyncio.Task[PreparedRun] | None = None,
     ) -> RunEnd:
         """As Executor.run."""
         assert not self.at_work, "two runs at once"
         self.at_work = True
+        if preparing is not None:
+            await preparing
         on_start()
         try:
             return await self._run(job, on_step, stop)
