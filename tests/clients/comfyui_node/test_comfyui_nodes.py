@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +102,21 @@ def test_loading_the_pack_loads_nothing_else() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_the_pack_is_python_3_10(path: Path) -> None:
+    """The oldest Python of a supported ComfyUI reads every module."""
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
+def test_the_pack_installs_no_torch() -> None:
+    """ComfyUI brings its own, and another would replace it."""
+    project = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))
+    lines = (FOLDER / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    for named in (lines, project["project"]["dependencies"]):
+        names = {re.split(r"[^a-z]", each)[0] for each in named}
+        assert names == {"ditmesh", "grpcio", "protobuf", "safetensors", "numpy"}
 
 
 def workflows() -> list[Path]:

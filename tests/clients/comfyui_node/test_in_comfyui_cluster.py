@@ -202,8 +202,8 @@ def test_tls_and_token_let_a_dispatcher_in(
     ("change", "words"),
     [
         ({"token_variable": "TEST_NO_TOKEN"}, "token"),
-        ({"certificate_file": "", "key_file": ""}, "not reached"),
-        ({"tls": False}, "not reached"),
+        ({"certificate_file": "", "key_file": ""}, "Cannot reach the coordinator"),
+        ({"tls": False}, "Cannot reach the coordinator"),
         ({"ca_file": "/nowhere/ca.pem"}, "cannot read /nowhere/ca.pem"),
         ({"key_file": ""}, "needs its key"),
     ],
