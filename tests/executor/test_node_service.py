@@ -90,7 +90,7 @@ def test_a_state_through_the_wire_continues_to_the_same_bits(node: Node, sampler
 
 
 def test_the_next_job_gets_its_inputs_beside_one_that_runs(node: Node) -> None:
-    """It is ready while the other computes, waits for nothing but its start, and is not mixed up."""
+    """It is ready while the other computes, waits for its start alone, and is not mixed up."""
     reached, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
