@@ -121,8 +121,10 @@ def _sample_remotely(
 
 
 def _unusual_levels(sigmas: list[float]) -> str:
+    if len(sigmas) < 2:
+        return "there is no step to take"
     falling = all(a > b for a, b in itertools.pairwise(sigmas))
-    return "" if len(sigmas) > 1 and falling else "the schedule repeats a noise level"
+    return "" if falling else "the schedule repeats a noise level"
 
 
 def _step_by_step(

@@ -205,14 +205,18 @@ def test_what_is_no_whole_job_goes_step_by_step(client: Client, comfy: Comfy) ->
     assert "dpm_adaptive" in report.text
 
 
-@pytest.mark.parametrize("sigmas", [[], [1.0], [1.0, 0.5, 0.5, 0.0]])
+@pytest.mark.parametrize(
+    ("sigmas", "words"),
+    [([], "no step"), ([1.0], "no step"), ([1.0, 0.5, 0.5, 0.0], "repeats a noise level")],
+)
 def test_levels_that_are_no_schedule_go_step_by_step(
-    client: Client, comfy: Comfy, sigmas: list[float]
+    client: Client, comfy: Comfy, sigmas: list[float], words: str
 ) -> None:
     """Nothing to sample, and schedules with a level twice, are ComfyUI's affair."""
     comfy.sigmas = sigmas
     _, report, _ = run()
     assert report.data["sampled_by"] == "steps"
+    assert words in report.text
 
 
 def test_a_refused_whole_job_goes_step_by_step(client: Client) -> None:

@@ -168,6 +168,21 @@ def test_masks_and_batches_give_the_same_picture(comfyui: ComfyUI, sampler: str)
     assert made.difference("ours") <= made.tolerance
 
 
+def test_the_largest_seed_and_no_step_at_all(comfyui: ComfyUI) -> None:
+    """The widgets' ends: all 64 bits of a seed, and a denoise that leaves nothing to do."""
+    options = {"sampler": "dpmpp_sde", "seed": 2**64 - 1, "steps": 4}
+    ours, theirs = sampling("XDiTKSampler", "remote", **options), sampling(*KSAMPLER, **options)
+    made = Compared(comfyui, ours=ours, theirs=theirs)
+    assert made.report("ours")["sampled_by"] == "cluster"
+    assert made.difference("ours") <= made.tolerance
+    prompts = [sampling(*which, denoise=0.0) for which in (("XDiTKSampler", "remote"), KSAMPLER)]
+    for prompt in prompts:
+        prompt["latent"] = node("TestRandomLatent", seed=3, batch=1, height=16, width=16)
+    made = Compared(comfyui, ours=prompts[0], theirs=prompts[1])
+    assert made.report("ours")["calls"] == 0
+    assert made.difference("ours") == 0.0
+
+
 def test_areas_and_times_of_prompts_go_step_by_step(comfyui: ComfyUI) -> None:
     """Several prompts, one for a part of the picture and one for a part of the steps."""
     prompts = []
