@@ -1,6 +1,7 @@
 """Everything this pack asks of ComfyUI, imported when it is asked and not before.
 
-Supported: ComfyUI 0.3.40 and later. What newer versions added is used where it is there.
+Supported: ComfyUI 0.3.44 and later, whose samplers the cluster's are equal to; earlier versions
+computed some of them differently. What newer versions added is used where it is there.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ SAMPLERS = (
 )
 KSAMPLER = ("KSampler", "local")
 """ComfyUI's own way."""
-ADDED = frozenset(("dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu"))
+ADDED = frozenset(("dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu", "sa_solver", "sa_solver_pece"))
 """Samplers that the oldest supported ComfyUI lacks."""
 
 
