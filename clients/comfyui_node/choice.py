@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ditmesh.errors import DitmeshError
+from ditmesh.errors import DitmeshError, Unavailable
 
 from .dispatcher import Dispatcher
 
@@ -25,9 +25,11 @@ def choose_model(
     try:
         cluster = dispatcher.cluster()
     except DitmeshError as error:
+        start = (
+            " To start one on this machine: ditmesh up" if isinstance(error, Unavailable) else ""
+        )
         raise NoModel(
-            f"There is no answer from a cluster at {dispatcher.address}: {error} Start one "
-            "(ditmesh up), or correct the address in the dispatcher."
+            f"The cluster at {dispatcher.address} cannot be used: {error}{start}"
         ) from error
     return dispatcher, pick(cluster.models, name.strip(), dispatcher.address, with_pipeline)
 

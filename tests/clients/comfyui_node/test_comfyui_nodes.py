@@ -19,6 +19,7 @@ from clients.comfyui_node import choice, comfy_api, dispatcher
 from clients.comfyui_node.cluster_text import cluster_text
 from clients.comfyui_node.dispatcher import ClientCache, Dispatcher
 from clients.comfyui_node.report import Report
+from ditmesh.errors import DitmeshError, Unauthenticated, Unavailable
 
 FOLDER = Path(pack.__file__).parent
 ROOT = FOLDER.parents[1]
@@ -215,6 +216,23 @@ def test_a_single_model_need_not_be_named() -> None:
         choice.pick([one, two], "three", "here", False)
     with pytest.raises(choice.NoModel, match=r"can encode prompts.*none"):
         choice.pick([one], "", "here", True)
+
+
+@pytest.mark.parametrize(
+    ("error", "started"), [(Unavailable("it is down"), True), (Unauthenticated("no token"), False)]
+)
+def test_a_cluster_that_cannot_be_asked_has_no_model(
+    monkeypatch: pytest.MonkeyPatch, error: DitmeshError, started: bool
+) -> None:
+    """The error names it and says why, and what would start one where none answers."""
+
+    def cluster(self: Dispatcher) -> Any:
+        raise error
+
+    monkeypatch.setattr(Dispatcher, "cluster", cluster)
+    with pytest.raises(choice.NoModel, match=rf"at here:1 cannot be used: {error}") as told:
+        choice.choose_model(Dispatcher("here:1"), "")
+    assert ("ditmesh up" in str(told.value)) is started
 
 
 def test_the_cluster_in_words() -> None:
