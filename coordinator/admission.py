@@ -16,7 +16,7 @@ from coordinator import checks
 from coordinator.config import Limits
 from ditmesh.errors import DitmeshError, InvalidRequest, InvalidTensor
 from ditmesh.exchange import read_specs
-from ditmesh.jobs import Job
+from ditmesh.jobs import PREVIEW_BYTES, Job
 from ditmesh.models.registry import family
 from ditmesh.sampling import SAMPLERS, NoiseProcess, check_plan, job_sigmas
 from ditmesh.sampling.schedules import MAX_STEPS
@@ -47,9 +47,14 @@ class Admitted:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all declared tensors, and of the latent that comes out."""
+        """The most bytes that are held for the job at once: its declared tensors, its newest state
+        and the one that is coming, the result, and a preview.
+        """
         latent = math.prod(self.latent_shape) * DataType.F32.itemsize
-        return sum(spec.nbytes for spec in self.specs) + latent
+        state = latent * (1 + len(SAMPLERS[self.spec.sampler].history))
+        result = latent + (state if self.spec.return_state else 0)
+        preview = min(3 * self.cells, PREVIEW_BYTES) if self.spec.HasField("preview") else 0
+        return sum(spec.nbytes for spec in self.specs) + 2 * state + result + preview
 
 
 def admit(spec: pb.JobSpec, model: cluster_pb2.Model, limits: Limits) -> Admitted:

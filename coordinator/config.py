@@ -24,7 +24,7 @@ class Limits:
     journal_bytes: int = 1024 * MIB
     """Tensors of jobs in the journal; further jobs are not journalled."""
     queued_jobs: int = 64
-    """Jobs that may wait."""
+    """Jobs that may wait, or whose inputs are still coming."""
     local_queued_jobs: int = 16
     """Jobs that may wait for the local sampler; it is slow, and the caller may know better."""
     kept_jobs: int = 1024
@@ -37,6 +37,8 @@ class Limits:
     """Characters of a prompt; what the tokenizer makes of them may be cut shorter."""
     input_timeout_s: float = 60.0
     """Seconds of silence after which a stream that still owes tensors is given up."""
+    input_bytes_per_s: float = 16_384.0
+    """A client that sends its inputs more slowly loses its place when others need it."""
     output_timeout_s: float = 60.0
     """Seconds after which a stream whose client does not read is given up."""
 

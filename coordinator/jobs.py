@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from coordinator.admission import admit
 from coordinator.cluster import Cluster
 from coordinator.config import Limits, Timing
 from coordinator.journal import JobLog, Recovered
+from coordinator.lifecycle.job import JobPhase
 from coordinator.record import JobRecord, Listener
 from coordinator.runner import Runner
 from ditmesh import telemetry
@@ -26,6 +29,8 @@ from ditmesh.jobs import spec_digest
 from ditmesh.v1 import job_pb2 as pb
 
 _RETRY_AFTER_S = 2.0
+# How long a client has until it is expected to send.
+_START_S = 2.0
 _ADMITTED_AT_ONCE = 2
 
 _Key = tuple[str, str]
@@ -50,6 +55,7 @@ class JobTable:
         self._records: dict[_Key, JobRecord] = {}
         self._timers: dict[_Key, asyncio.TimerHandle] = {}
         """Of jobs that nobody listens to: when they are stopped, or once ended, forgotten."""
+        self._reserved = 0
         # Costly schedules are computed on threads, few at once.
         self._admitting = asyncio.Semaphore(_ADMITTED_AT_ONCE)
         self.draining = False
@@ -57,9 +63,22 @@ class JobTable:
 
     @property
     def bytes_in_flight(self) -> int:
-        """Tensors held for jobs that have not ended, and results that are kept."""
+        """Tensors held for jobs that have not ended and for single calls, and kept results."""
         # A copy, because metrics ask for this on a thread of their own.
-        return sum(_held_bytes(record) for record in list(self._records.values()))
+        return self._reserved + sum(_held_bytes(record) for record in list(self._records.values()))
+
+    @contextmanager
+    def reserved(self, nbytes: int) -> Iterator[None]:
+        """Room for the tensors of a call that is no job, within the block.
+
+        Raises Overloaded, or LimitExceeded when there can never be so much.
+        """
+        self._find_bytes(nbytes)
+        self._reserved += nbytes
+        try:
+            yield
+        finally:
+            self._reserved -= nbytes
 
     def drain(self) -> None:
         """Take nothing new from now on."""
@@ -204,25 +223,48 @@ class JobTable:
         """Raises Draining or Overloaded when a job cannot be taken now, LimitExceeded if never."""
         if self.draining:
             raise Draining("the coordinator is shutting down", retry_after_s=_RETRY_AFTER_S)
-        active = [r for r in self._records.values() if not r.phase.ended]
-        if len(active) > self._limits.queued_jobs:
-            raise Overloaded(
-                f"{len(active)} jobs are waiting or running; no more are taken for now",
-                retry_after_s=_RETRY_AFTER_S,
-            )
-        if nbytes > self._limits.in_flight_bytes:
+        while (active := self._active()) > self._limits.queued_jobs:
+            if not self._drop_slowest():
+                raise Overloaded(
+                    f"{active} jobs are waiting or running; no more are taken for now",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
+        self._find_bytes(nbytes)
+
+    def _active(self) -> int:
+        return sum(not record.phase.ended for record in self._records.values())
+
+    def _find_bytes(self, nbytes: int) -> None:
+        """Raises Overloaded when so many bytes do not fit now, LimitExceeded if never."""
+        limit = self._limits.in_flight_bytes
+        if nbytes > limit:
             raise LimitExceeded(
-                f"the job's tensors and its result are {nbytes} bytes; this server holds at most "
-                f"{self._limits.in_flight_bytes}",
+                f"the tensors of this request, its states and its result are {nbytes} bytes; this "
+                f"server holds at most {limit}",
                 field="job.tensors",
             )
         self._drop_kept_results(nbytes)
-        if self.bytes_in_flight + nbytes > self._limits.in_flight_bytes:
-            raise Overloaded(
-                f"{self.bytes_in_flight} of {self._limits.in_flight_bytes} bytes are in flight; "
-                f"{nbytes} more do not fit now",
-                retry_after_s=_RETRY_AFTER_S,
-            )
+        while (held := self.bytes_in_flight) + nbytes > limit:
+            if not self._drop_slowest():
+                raise Overloaded(
+                    f"{held} of {limit} bytes are in flight; {nbytes} more do not fit now",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
+
+    def _drop_slowest(self) -> bool:
+        """Others need room: a client that sends too slowly, or nothing, loses its stream."""
+        now = time.monotonic()
+        paces = {
+            record: record.received_bytes / (now - record.accepted_at)
+            for record in self._records.values()
+            if record.phase is JobPhase.RECEIVING and now - record.accepted_at > _START_S
+        }
+        slowest = min(paces, key=paces.__getitem__, default=None)
+        if slowest is None or paces[slowest] >= self._limits.input_bytes_per_s:
+            return False
+        words = "the job's inputs came too slowly, and others needed its place"
+        self._runner.fail(slowest, Overloaded(words, retry_after_s=_RETRY_AFTER_S))
+        return True
 
     def _drop_kept_results(self, wanted: int) -> None:
         """Running work goes before results that nobody has fetched yet: the oldest goes first."""

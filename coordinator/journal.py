@@ -2,7 +2,7 @@
 
 SQLite, written by one thread of its own and never synced: the journal is for a process that
 dies, not for a machine that does. Whatever goes wrong with it costs no job anything; the job is
-merely not in it.
+merely not in it. On a disk that cannot keep up at most one state of each job waits to be written.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,8 @@ class Journal:
         self._max_bytes = max_bytes
         self._bytes: dict[tuple[str, str], int] = {}
         self._stepped_at: dict[tuple[str, str], float] = {}
+        self._unwritten: dict[tuple[str, str], Snapshot] = {}
+        self._lock = threading.Lock()
         self._failed = False
         self._frozen = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
@@ -127,7 +130,7 @@ class Journal:
         """See `JobLog`."""
         if record.job is None:
             return
-        size = sum(tensor.spec.nbytes for tensor in record.job.tensors)
+        size = record.admitted.nbytes
         if sum(self._bytes.values()) + size > self._max_bytes:
             log.warning("job %s is not journalled: the journal is full", record.job_id)
             return
@@ -141,16 +144,16 @@ class Journal:
         deadline = None
         if record.deadline is not None:
             deadline = time.time() + record.deadline - time.monotonic()
-        values = (
-            *_key(record),
-            record.digest,
-            record.job.spec.SerializeToString(),
-            _join(record.job.tensors),
-            json.dumps(facts),
-            deadline,
-            dict(telemetry.inject((), record.span.context)).get("traceparent", ""),
+        job, key, digest = record.job, _key(record), record.digest
+        trace = dict(telemetry.inject((), record.span.context)).get("traceparent", "")
+        spec = job.spec.SerializeToString()
+        self._write(
+            "INSERT OR REPLACE INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            lambda: (
+                *(*key, digest, spec, _join(job.tensors)),
+                *(json.dumps(facts), deadline, trace),
+            ),
         )
-        self._write("INSERT OR REPLACE INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def stepped(self, record: JobRecord) -> None:
         """See `JobLog`; at most once a second a job."""
@@ -164,10 +167,20 @@ class Journal:
         self._write_state(key, snapshot)
 
     def _write_state(self, key: tuple[str, str], snapshot: Snapshot) -> None:
-        update = node_pb2.StateUpdate(
-            tensors=[t.spec.to_proto() for t in snapshot.tensors], state=snapshot.state
-        )
-        values = (*key, update.SerializeToString(), _join(snapshot.tensors))
+        with self._lock:
+            waits = key in self._unwritten
+            self._unwritten[key] = snapshot
+        if waits:
+            return
+
+        def values() -> tuple[object, ...]:
+            with self._lock:
+                newest = self._unwritten.pop(key)
+            update = node_pb2.StateUpdate(
+                tensors=[t.spec.to_proto() for t in newest.tensors], state=newest.state
+            )
+            return (*key, update.SerializeToString(), _join(newest.tensors))
+
         self._write("INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?)", values)
 
     def ended(self, record: JobRecord) -> None:
@@ -178,14 +191,12 @@ class Journal:
         if record.error is not None or record.end is None or record.end.result is None:
             self.forgotten(record)
             return
-        values = (
-            *key,
-            record.end.result.SerializeToString(),
-            _join(record.end.tensors),
-            record.summary().SerializeToString(),
-            time.time(),
+        result, tensors = record.end.result.SerializeToString(), record.end.tensors
+        summary = record.summary().SerializeToString()
+        self._write(
+            "INSERT OR REPLACE INTO result VALUES (?, ?, ?, ?, ?, ?)",
+            lambda: (*key, result, _join(tensors), summary, time.time()),
         )
-        self._write("INSERT OR REPLACE INTO result VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def forgotten(self, record: JobRecord) -> None:
         """See `JobLog`."""
@@ -194,7 +205,7 @@ class Journal:
             return
         self._stepped_at.pop(key, None)
         for table in _TABLES:
-            self._write(f"DELETE FROM {table} WHERE scope = ? AND id = ?", key)
+            self._write(f"DELETE FROM {table} WHERE scope = ? AND id = ?", lambda: key)
 
     def freeze(self, records: Iterable[JobRecord]) -> None:
         """See `JobLog`: their newest states are written, and nothing after that."""
@@ -208,11 +219,13 @@ class Journal:
         self._thread.submit(self._database.close)
         self._thread.shutdown(wait=True)
 
-    def _write(self, statement: str, values: Sequence[object]) -> None:
+    def _write(self, statement: str, values: Callable[[], Sequence[object]]) -> None:
+        """`values` is called on the journal's thread: tensors are copied there."""
+
         def write() -> None:
             try:
                 with self._database:
-                    self._database.execute(statement, values)
+                    self._database.execute(statement, values())
             except sqlite3.Error as error:
                 # A full disk, most likely: the jobs go on without the journal.
                 if not self._failed:

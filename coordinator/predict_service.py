@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 
 from coordinator import checks
 from coordinator.checks import POLICIES
@@ -45,7 +46,10 @@ class PredictCalls:
         metrics: telemetry.Metrics,
         store: ContentStore,
         limits: Limits,
+        reserved: Callable[[int], AbstractContextManager[None]],
     ) -> None:
+        """`reserved` makes room for so many bytes within a block, as `JobTable.reserved`."""
+        self._reserved = reserved
         self._scheduler = scheduler
         self._cluster = cluster
         self._metrics = metrics
@@ -54,6 +58,13 @@ class PredictCalls:
 
     async def serve(self, requests: _Requests, scope: str) -> AsyncIterator[pb.PredictResponse]:
         """Answer one client's calls, in order. A call that fails does not end the stream."""
+        with ExitStack() as held:
+            async for response in self._serve(requests, scope, held):
+                yield response
+
+    async def _serve(
+        self, requests: _Requests, scope: str, held: ExitStack
+    ) -> AsyncIterator[pb.PredictResponse]:
         first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "open":
             raise ProtocolError("the first message of Predict must be open", field="open")
@@ -65,6 +76,7 @@ class PredictCalls:
             receiver = self._announced(opened.tensors, "open.tensors", scope)
             table = checks.Table(receiver.specs, "open.tensors")
             checks.check_patches(opened.weight_patches, "open.weight_patches", table)
+            held.enter_context(self._reserved(_nbytes(receiver)))
             yield _needed(receiver)
             tensors = await self._receive(receiver, "open.tensors", requests)
             model = PatchedModel(opened.model, tuple(opened.weight_patches), tensors)
@@ -101,18 +113,20 @@ class PredictCalls:
         cells = self._check(
             call, self._cluster.find_model(opened.model, field="open.model"), receiver.specs
         )
-        yield _needed(receiver)
-        tensors = await self._receive(receiver, "call.tensors", requests)
-        output, executor, reason = await self._compute(call, tensors, opened, model, cells)
-        result = pb.PredictResult(
-            call_id=call.call_id,
-            output=output.spec.to_proto(),
-            executor=executor,
-            fallback_reason=reason,
-        )
-        yield pb.PredictResponse(result=result)
-        for chunk in chunks([output], [0]):
-            yield pb.PredictResponse(chunk=chunk)
+        # The output is as large as x.
+        with self._reserved(_nbytes(receiver) + receiver.specs[call.x].nbytes):
+            yield _needed(receiver)
+            tensors = await self._receive(receiver, "call.tensors", requests)
+            output, executor, reason = await self._compute(call, tensors, opened, model, cells)
+            result = pb.PredictResult(
+                call_id=call.call_id,
+                output=output.spec.to_proto(),
+                executor=executor,
+                fallback_reason=reason,
+            )
+            yield pb.PredictResponse(result=result)
+            for chunk in chunks([output], [0]):
+                yield pb.PredictResponse(chunk=chunk)
 
     def _announced(
         self, declared: Sequence[tensor_pb2.TensorSpec], field: str, scope: str
@@ -197,6 +211,10 @@ class PredictCalls:
         if reason and POLICIES[opened.fallback] is not Policy.LOCAL_ONLY:
             self._metrics.fell_back(reason=reason, source="group", target=executor)
             telemetry.add_event("fallback", reason=reason, target=executor)
+
+
+def _nbytes(receiver: Receiver) -> int:
+    return sum(spec.nbytes for spec in receiver.specs)
 
 
 def _needed(receiver: Receiver) -> pb.PredictResponse:

@@ -31,7 +31,14 @@ class Listener:
         self._ended = False
 
     def push(self, message: pb.SampleResponse) -> None:
-        """Add a message; the oldest goes when the client does not keep up."""
+        """Add a message; the oldest goes when the client does not keep up.
+
+        Only the newest preview is kept: previews are large, and the older ones are of no use.
+        """
+        if _has_preview(message):
+            for i, unread in enumerate(self._messages):
+                if _has_preview(unread):
+                    self._messages[i] = _without_preview(unread)
         self._messages.append(message)
         self._wake.set()
 
@@ -48,6 +55,18 @@ class Listener:
             self._wake.clear()
             await self._wake.wait()
         return self._messages.popleft()
+
+
+def _has_preview(message: pb.SampleResponse) -> bool:
+    return message.HasField("progress") and message.progress.HasField("preview")
+
+
+def _without_preview(message: pb.SampleResponse) -> pb.SampleResponse:
+    # A copy: other listeners have the same message.
+    plain = pb.SampleResponse()
+    plain.CopyFrom(message)
+    plain.progress.ClearField("preview")
+    return plain
 
 
 def bare(error: DitmeshError) -> DitmeshError:
@@ -82,6 +101,7 @@ class JobRecord:
     moved: Moved | None = None
     """Why the last executor has it no more, until the next one has it."""
     losses: int = 0
+    """Times that the group was lost since it last finished a step."""
     restored: bool = False
     """Whether it comes out of the journal, and its executors may hold newer states."""
     local_losses: int = 0
@@ -91,6 +111,10 @@ class JobRecord:
     stop: StopRequest = field(default_factory=StopRequest)
     task: asyncio.Task[None] | None = None
     claim: Claim | None = None
+    received_bytes: int = 0
+    """Of its inputs, while they come."""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it has ended."""
     unpin: Callable[[], None] = lambda: None
     """Lets the cached tensors of its inputs go."""
     segments: list[pb.Segment] = field(default_factory=list)
@@ -184,6 +208,7 @@ class JobRecord:
     def finish(self) -> None:
         """The job has ended: free what only a running job needs, and wake the listeners."""
         self.ended_at = time.monotonic()
+        self.over.set()
         self.job = self.snapshot = self.claim = None
         self.unpin()
         if self.deadline_timer is not None:

@@ -35,7 +35,8 @@ from ditmesh.v1 import sampler_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-# A job that costs the group twice is given to the local sampler, lest it go round for ever.
+# A job that costs the group twice without a step in between is given to the local sampler, lest it
+# go round for ever.
 _MAX_GROUP_LOSSES = 2
 # One that the local sampler fails at so often without a step in between cannot be done.
 _MAX_LOCAL_LOSSES = 3
@@ -258,8 +259,8 @@ class Runner:
         log.warning("job %s: %s", record.job_id, error)
         executor = grant.executor
         record.moved = Moved(error.reason, error.message)
+        advanced = record.segments[-1].end_step > record.segments[-1].first_step
         if executor.name == "local":
-            advanced = record.segments[-1].end_step > record.segments[-1].first_step
             record.local_losses = 1 if advanced else record.local_losses + 1
             final = isinstance(error, BadResult) or record.local_losses >= _MAX_LOCAL_LOSSES
             if final:
@@ -268,7 +269,7 @@ class Runner:
                 self._cluster.local_failed(error.message)
                 self.apply(record, JobEvent.LOST)
             return
-        record.losses += 1
+        record.losses = 1 if advanced else record.losses + 1
         if isinstance(error, GroupLost):
             self._cluster.group_failed(executor, str(error))
             await self._catch_up(record, executor)

@@ -17,7 +17,7 @@ from coordinator.jobs import JobTable
 from coordinator.predict_service import PredictCalls
 from coordinator.record import JobRecord, Listener, bare
 from coordinator.runner import Runner
-from coordinator.streams import answering, read, sending
+from coordinator.streams import answering, read, read_until, sending
 from ditmesh import rpc_status, telemetry
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, InternalError, JobCancelled, ProtocolError
@@ -110,12 +110,14 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         try:
             yield pb.SampleResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
             while not receiver.complete:
-                request = await read(requests, self._limits.input_timeout_s)
+                request = await read_until(record.over, requests, self._limits.input_timeout_s)
+                self._raise_end(record)
                 kind = request.WhichOneof("message") if request is not None else None
                 if request is None:
                     receiver.tensors()
                 elif kind == "chunk":
                     receiver.feed(request.chunk)
+                    record.received_bytes += len(request.chunk.data)
                 elif kind == "cancel":
                     raise JobCancelled("the job was cancelled before its inputs were complete")
                 else:
@@ -127,10 +129,15 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
             self._runner.fail(record, rpc_status.as_ditmesh_error(error))
             self._jobs.forget(record)
             raise
-        if record.phase.ended:
-            raise bare(record.error or InternalError("the job ended without a reason"))
+        self._raise_end(record)
         record.job = job
         self._runner.submit(record)
+
+    @staticmethod
+    def _raise_end(record: JobRecord) -> None:
+        """Raises the error of a job that ended while its inputs came."""
+        if record.phase.ended:
+            raise bare(record.error or InternalError("the job ended without a reason"))
 
     def _accepted(self, record: JobRecord, known: bool) -> pb.SampleResponse:
         accepted = pb.JobAccepted(

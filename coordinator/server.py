@@ -117,7 +117,7 @@ class Coordinator:
         runner = Runner(scheduler, cluster, self._metrics, journal)
         jobs = JobTable(runner, cluster, limits, timing, journal)
         store = ContentStore(limits.content_bytes)
-        calls = PredictCalls(scheduler, cluster, self._metrics, store, limits)
+        calls = PredictCalls(scheduler, cluster, self._metrics, store, limits, jobs.reserved)
         self._metrics.observe(
             {
                 "ditmesh.queue.length": lambda: scheduler.waiting,

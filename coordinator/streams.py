@@ -35,6 +35,18 @@ async def read(requests: AsyncIterator[T], timeout_s: float) -> T | None:
         ) from None
 
 
+async def read_until(over: asyncio.Event, requests: AsyncIterator[T], timeout_s: float) -> T | None:
+    """As `read`; also None when `over` is set, which the caller has to look at first."""
+    reading = asyncio.create_task(read(requests, timeout_s))
+    ending = asyncio.create_task(over.wait())
+    try:
+        await asyncio.wait((reading, ending), return_when=asyncio.FIRST_COMPLETED)
+        return reading.result() if reading.done() else None
+    finally:
+        reading.cancel()
+        ending.cancel()
+
+
 async def sending(responses: AsyncIterator[T], timeout_s: float) -> AsyncIterator[T]:
     """The same messages; the request is cancelled when one cannot be sent for `timeout_s`.
 

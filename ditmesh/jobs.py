@@ -10,6 +10,10 @@ from ditmesh.tensors import WireTensor
 from ditmesh.v1 import job_pb2 as pb
 
 
+PREVIEW_BYTES = 1 << 20
+"""The most that a preview has: a larger picture is thinned out."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A job's state with its tensors; the state's indices count in `tensors`."""

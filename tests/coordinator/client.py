@@ -106,7 +106,7 @@ async def served(input_timeout_s: float = 5.0, **options: Any) -> AsyncIterator[
     """`world(**options)` behind a gRPC server on a free port."""
     async with world(**options) as w:
         store = ContentStore(w.limits.content_bytes)
-        calls = PredictCalls(w.scheduler, w.cluster, w.metrics, store, w.limits)
+        calls = PredictCalls(w.scheduler, w.cluster, w.metrics, store, w.limits, w.jobs.reserved)
         server = grpc.aio.server()
         servicer = SamplerServicer(w.jobs, w.runner, calls, store, w.limits, Identities())
         sampler_pb2_grpc.add_SamplerServiceServicer_to_server(servicer, server)

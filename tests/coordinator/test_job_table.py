@@ -11,6 +11,7 @@ import pytest
 
 from coordinator.config import Limits, Timing
 from coordinator.lifecycle.job import JobPhase
+from coordinator.record import Listener
 from ditmesh.errors import (
     BadResult,
     DitmeshError,
@@ -21,8 +22,10 @@ from ditmesh.errors import (
     Overloaded,
     Unavailable,
 )
-from ditmesh.rpc_status import from_rpc_error
-from ditmesh.v1 import job_pb2
+from ditmesh.exchange import chunks
+from ditmesh.rpc_status import from_rpc_error, from_status_bytes
+from ditmesh.tensors import WireTensor
+from ditmesh.v1 import job_pb2, tensor_pb2
 from ditmesh.v1 import sampler_pb2 as pb
 from tests.coordinator.client import read_all, served
 from tests.coordinator.fakes import TIMING, f32, gate, make_job, messages, run, until, world
@@ -308,20 +311,23 @@ def test_the_queue_has_an_end() -> None:
 
 
 def test_bytes_in_flight_have_a_budget() -> None:
-    """Declared inputs and the result to come are counted; what can never fit is told apart."""
+    """Declared inputs, two states and the result to come are counted; what can never fit is told
+    apart.
+    """
     text, latent = 4 * (128 + 32), 4 * 16 * 16
+    whole = text + 3 * latent
 
     async def test() -> None:
-        async with served(limits=Limits(in_flight_bytes=2 * (text + latent))) as s:
+        async with served(limits=Limits(in_flight_bytes=2 * whole)) as s:
             w = s.world
             semaphore, w.scripts["group"].before = gate()
             one, _ = await w.begin(*make_job("one"))
-            assert w.jobs.bytes_in_flight == text + latent
+            assert w.jobs.bytes_in_flight == whole
             two, _ = await w.begin(*make_job("two"))
             error = await s.refused(*make_job("three"))
             assert isinstance(error, Overloaded)
             assert error.retry_after_s
-            never = await s.refused(*make_job("never", tensors=[f32(1000)]))
+            never = await s.refused(*make_job("never", tensors=[f32(2000)]))
             assert isinstance(never, LimitExceeded)
             for _ in range(8):
                 semaphore.release()
@@ -335,7 +341,7 @@ def test_bytes_in_flight_have_a_budget() -> None:
 def test_results_that_nobody_fetches_give_way_to_work() -> None:
     """The oldest first, and one that is being read stays."""
     latent = 4 * 16 * 16
-    total = 4 * (128 + 32) + latent
+    total = 4 * (128 + 32) + 3 * latent
 
     async def test() -> None:
         async with world(limits=Limits(in_flight_bytes=total + 2 * latent), timing=PATIENT) as w:
@@ -418,6 +424,100 @@ def test_a_slow_listener_loses_old_progress_and_never_the_end() -> None:
             assert heard[-1].progress.step == 100
 
     run(test())
+
+
+def test_a_slow_listener_keeps_one_preview() -> None:
+    """The newest: they are large. Another listener of the same job loses none by that."""
+    picture = tensor_pb2.InlineTensor(data=b"rgb")
+
+    async def test() -> None:
+        slow, quick = Listener(), Listener()
+        seen = 0
+        for step in range(1, 9):
+            message = pb.SampleResponse(progress=pb.Progress(step=step))
+            if step % 2:
+                message.progress.preview.CopyFrom(picture)
+            for listener in (slow, quick):
+                listener.push(message)
+            heard = await quick.next()
+            assert heard is not None
+            seen += heard.progress.HasField("preview")
+        assert seen == 4
+        slow.end()
+        unread = await messages(slow)
+        assert [m.progress.step for m in unread] == list(range(1, 9))
+        assert [m.progress.step for m in unread if m.progress.HasField("preview")] == [7]
+
+    run(test())
+
+
+@pytest.mark.parametrize("short_of", ["places", "bytes"])
+def test_who_sends_too_slowly_gives_way(short_of: str) -> None:
+    """Silent clients cannot keep others out: when a place or bytes are needed, theirs go."""
+    whole = 4 * (128 + 32) + 3 * 4 * 16 * 16
+    limits = Limits(queued_jobs=0) if short_of == "places" else Limits(in_flight_bytes=whole + 100)
+
+    async def test() -> None:
+        async with served(limits=limits) as s:
+            silent = s.stub.Sample()
+            await silent.write(pb.SampleRequest(job=make_job("silent")[0]))
+            assert (await silent.read()).HasField("needed")
+            spec, tensors = make_job("other")
+            assert isinstance(await s.refused(spec, tensors), Overloaded)
+            (record,) = s.world.jobs._records.values()
+            record.accepted_at -= 3.0
+            assert (await s.sample(spec, tensors))[-1].HasField("summary")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await silent.read()
+            error = from_rpc_error(caught.value)
+            assert isinstance(error, Overloaded)
+            assert "too slowly" in error.message
+            assert [r.job_id for r in s.world.jobs._records.values()] == ["other"]
+
+    run(test())
+
+
+def test_single_calls_share_the_budget_of_bytes() -> None:
+    """A call that does not fit is refused for now and its stream goes on; in the end nothing is
+    held.
+    """
+    x = 4 * 16 * 16
+    call_bytes = 2 * x + 4 * (128 + 32)
+
+    async def test() -> None:
+        async with served(limits=Limits(in_flight_bytes=call_bytes + 100)) as s:
+            stream = s.stub.Predict()
+            await stream.write(pb.PredictRequest(open=pb.PredictOpen(model="tiny")))
+            with s.world.jobs.reserved(200):
+                await stream.write(pb.PredictRequest(call=make_call(1)[0]))
+                refused = (await stream.read()).error
+                assert isinstance(from_status_bytes(refused.status), Overloaded)
+            call, tensors = make_call(2)
+            await stream.write(pb.PredictRequest(call=call))
+            needed = (await stream.read()).needed
+            assert s.world.jobs.bytes_in_flight == call_bytes
+            for chunk in chunks(tensors, needed.tensors):
+                await stream.write(pb.PredictRequest(chunk=chunk))
+            assert (await stream.read()).result.call_id == 2
+            assert (await stream.read()).HasField("chunk")
+            await stream.done_writing()
+            assert await stream.read() is grpc.aio.EOF
+            assert s.world.jobs.bytes_in_flight == 0
+
+    run(test())
+
+
+def make_call(call_id: int) -> tuple[pb.PredictCall, list[WireTensor]]:
+    """A call on an empty 4x4 latent."""
+    tensors = [f32(1, 16, 4, 4), f32(1, 2, 64), f32(1, 32)]
+    call = pb.PredictCall(
+        call_id=call_id,
+        x=0,
+        timestep=[0.5],
+        conditioning=job_pb2.Conditioning(text=1, pooled=2),
+        tensors=[tensor.spec.to_proto() for tensor in tensors],
+    )
+    return call, tensors
 
 
 def test_a_thousand_cancelled_jobs_leave_nothing() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -91,24 +91,50 @@ def test_a_group_that_stays_lost_leaves_the_job_to_the_local_sampler() -> None:
 
 
 def test_a_job_that_costs_the_group_twice_goes_to_the_local_sampler() -> None:
-    """It does not go round for ever, and the group goes on to serve others."""
+    """Without a step in between: it does not go round for ever, and the group goes on to serve
+    others.
+    """
 
     async def test() -> None:
         async with world() as w:
-            w.scripts["group"].fail |= {1: GroupLost("rank 1 died"), 2: GroupLost("again")}
+            w.scripts["group"].before = deadly_step(2)
             record, _ = await w.begin(*make_job(steps=4))
             assert await w.ended(record) is None
             assert segments(record.summary()) == [
-                ("group", 0, 1),
-                ("group", 1, 2),
+                ("group", 0, 2),
+                ("group", 2, 2),
                 ("local", 2, 4),
             ]
+            w.scripts["group"].before = None
             await until(lambda: w.group.formed is not None)
             other, _ = await w.begin(*make_job("other"))
             assert await w.ended(other) is None
             assert segments(other.summary()) == [("group", 0, 4)]
 
     run(test())
+
+
+def test_a_job_that_advances_between_losses_stays_with_the_group() -> None:
+    """However often its nodes die: that is not the job's fault."""
+
+    async def test() -> None:
+        async with world() as w:
+            w.scripts["group"].fail |= {step: GroupLost("rank 1 died") for step in (1, 2, 3)}
+            record, _ = await w.begin(*make_job(steps=4))
+            assert await w.ended(record) is None
+            assert segments(record.summary()) == [("group", i, i + 1) for i in range(4)]
+
+    run(test())
+
+
+def deadly_step(number: int) -> Callable[[int], Awaitable[None]]:
+    """What a script awaits before each step: that one costs the group, every time."""
+
+    async def before(step: int) -> None:
+        if step == number:
+            raise GroupLost("rank 1 died")
+
+    return before
 
 
 def test_a_bad_result_starts_again_on_the_local_sampler() -> None:
@@ -146,7 +172,7 @@ def test_a_forbidden_fallback_is_an_error_after_the_second_loss() -> None:
 
     async def test() -> None:
         async with world() as w:
-            w.scripts["group"].fail |= {1: GroupLost("rank 1 died"), 2: GroupLost("again")}
+            w.scripts["group"].before = deadly_step(1)
             record, _ = await w.begin(*make_job(fallback="FALLBACK_POLICY_FORBID"))
             error = await w.ended(record)
             assert isinstance(error, Unavailable)
