@@ -16,6 +16,7 @@ from coordinator.lifecycle.patience import Patience
 from coordinator.member import MemberRun, PreparedRun, RunEnd, StepReport, give_up
 from coordinator.nodes import NodeLink
 from coordinator.predict import PatchedModel, PredictLane
+from coordinator.sharing import Share
 from ditmesh.errors import (
     BadResult,
     DamagedModel,
@@ -106,7 +107,8 @@ class Executor:
             order.deadline_seconds = deadline_s
         prepared = PreparedRun([MemberRun(link) for link in self.members])
         try:
-            await self._together([run.prepare(order, job.tensors) for run in prepared.runs])
+            with Share(job.tensors) as share:
+                await self._together([run.prepare(order, share) for run in prepared.runs])
         except BaseException:
             prepared.close()
             raise
@@ -165,7 +167,8 @@ class Executor:
             lane = PredictLane(self.members, self.epoch, self.mesh_index, model)
             self._lanes[model.key] = lane
         try:
-            await self._together(lane.prepare(call, tensors))
+            with Share(tensors) as share:
+                await self._together(lane.prepare(call, share))
             answers = await self._together(lane.compute())
         except BaseException:
             # Half a call may be on its way: these streams cannot be used again. When the group was

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import grpc.aio
 
 from coordinator.nodes import NodeLink
+from coordinator.sharing import Share
 from ditmesh import telemetry
 from ditmesh.aio_status import CallStatus
 from ditmesh.errors import InternalError, Unavailable
@@ -49,13 +50,18 @@ class MemberRun:
         self._call: _Call = link.stub.Run(metadata=telemetry.current_metadata())
         self._status = CallStatus(self._call)
 
-    async def prepare(self, order: node_pb2.RunJob, tensors: Sequence[WireTensor]) -> None:
-        """Send the job and what the member lacks; returns when it is ready to start."""
+    async def prepare(self, order: node_pb2.RunJob, share: Share) -> None:
+        """Bring the job and what the member lacks; returns when it is ready to start."""
         await self._write(node_pb2.RunRequest(job=order))
-        needed = await self._read("needed")
-        for chunk in chunks(tensors, needed.needed.tensors):
-            await self._write(node_pb2.RunRequest(chunk=chunk))
-        await self._read("ready")
+        answer = await self._read("needed")
+        shared = await share.offer(self.link, answer.needed.tensors)
+        if shared is not None:
+            await self._write(node_pb2.RunRequest(shared=shared))
+            answer = await self._read("needed", "ready")
+        if answer.HasField("needed"):
+            for chunk in chunks(share.tensors, answer.needed.tensors):
+                await self._write(node_pb2.RunRequest(chunk=chunk))
+            await self._read("ready")
 
     async def start(self) -> None:
         """Begin; every member of the mesh is ready."""

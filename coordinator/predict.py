@@ -12,12 +12,13 @@ from typing import Any
 import grpc.aio
 
 from coordinator.nodes import NodeLink
+from coordinator.sharing import Share
 from ditmesh.aio_status import CallStatus
 from ditmesh.errors import DitmeshError, InternalError
 from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.rpc_status import from_status_bytes
 from ditmesh.tensors import WireTensor
-from ditmesh.v1 import job_pb2, node_pb2, sampler_pb2
+from ditmesh.v1 import job_pb2, node_pb2, sampler_pb2, tensor_pb2
 
 _Call = grpc.aio.StreamStreamCall[node_pb2.PredictStepRequest, node_pb2.PredictStepResponse]
 Answer = WireTensor | DitmeshError | None
@@ -62,11 +63,11 @@ class PredictLane:
         self._members = [_MemberLane(link) for link in members]
 
     def prepare(
-        self, call: sampler_pb2.PredictCall, tensors: Sequence[WireTensor]
+        self, call: sampler_pb2.PredictCall, share: Share
     ) -> list[Coroutine[Any, Any, None]]:
-        """Send the call, and the tensors that a member lacks, until it is ready."""
+        """Bring the call, and the tensors that a member lacks, until it is ready."""
         opening = (self._open, self._model.tensors)
-        return [member.prepare(*opening, call, tensors) for member in self._members]
+        return [member.prepare(*opening, call, share) for member in self._members]
 
     def compute(self) -> list[Coroutine[Any, Any, Answer]]:
         """Start, and read the answer."""
@@ -89,7 +90,7 @@ class _MemberLane:
         opened: node_pb2.PredictStepOpen,
         patch_tensors: Sequence[WireTensor],
         call: sampler_pb2.PredictCall,
-        tensors: Sequence[WireTensor],
+        share: Share,
     ) -> None:
         if self._call is None or self._call.done():
             # Not opened yet, or ended since the last call, as when the process was restarted.
@@ -98,17 +99,26 @@ class _MemberLane:
             await self._write(self._call, node_pb2.PredictStepRequest(open=opened))
             if opened.weight_patches:
                 needed = (await self._read(self._call, "needed")).needed
-                for chunk in chunks(patch_tensors, needed.tensors):
-                    await self._write(self._call, node_pb2.PredictStepRequest(chunk=chunk))
+                await self._send(self._call, patch_tensors, needed)
         await self._write(self._call, node_pb2.PredictStepRequest(call=call))
-        message = await self._read(self._call, "needed", "error")
-        if message.HasField("needed"):
-            for chunk in chunks(tensors, message.needed.tensors):
-                await self._write(self._call, node_pb2.PredictStepRequest(chunk=chunk))
-            message = await self._read(self._call, "ready", "error")
-        if message.HasField("error"):
+        answer = await self._read(self._call, "needed", "error")
+        if answer.HasField("needed"):
+            shared = await share.offer(self._link, answer.needed.tensors)
+            if shared is not None:
+                await self._write(self._call, node_pb2.PredictStepRequest(shared=shared))
+                answer = await self._read(self._call, "needed", "ready", "error")
+        if answer.HasField("needed"):
+            await self._send(self._call, share.tensors, answer.needed)
+            answer = await self._read(self._call, "ready", "error")
+        if answer.HasField("error"):
             # Nobody has started: raising keeps every member out of the collective.
-            raise from_status_bytes(message.error.status)
+            raise from_status_bytes(answer.error.status)
+
+    async def _send(
+        self, call: _Call, tensors: Sequence[WireTensor], needed: tensor_pb2.TensorsNeeded
+    ) -> None:
+        for chunk in chunks(tensors, needed.tensors):
+            await self._write(call, node_pb2.PredictStepRequest(chunk=chunk))
 
     async def compute(self) -> Answer:
         assert self._call is not None

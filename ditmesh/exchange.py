@@ -7,7 +7,7 @@ then sends just those, in that order. The same code serves clients, coordinator 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ditmesh.content import ContentStore
 from ditmesh.errors import InvalidTensor, LimitExceeded, ProtocolError
@@ -97,6 +97,11 @@ class Receiver:
         return start_hash(spec) if spec is not None and spec.sha256 else None
 
     @property
+    def missing(self) -> tuple[int, ...]:
+        """Those of `needed` that are still to come, in the order in which they must."""
+        return tuple(reversed(self._pending))
+
+    @property
     def complete(self) -> bool:
         """Whether every tensor is here."""
         return not self._pending
@@ -133,17 +138,32 @@ class Receiver:
         if self._received == spec.nbytes:
             self._finish(index, data if whole else memoryview(self._data).toreadonly(), name)
 
+    def place(self, found: Mapping[int, bytes | memoryview]) -> None:
+        """Take whole tensors from where nobody could have changed them: hashes are not computed.
+
+        Raises InvalidTensor for another length, ProtocolError for one that was not asked for.
+        """
+        if self._received or not found.keys() <= set(self._pending):
+            raise ProtocolError(f"tensors of {self._field} came that were not asked for")
+        for index, data in found.items():
+            self._keep(index, data)
+        self._pending = [index for index in self._pending if index not in found]
+        self._digest = self._next_hash()
+
     def _finish(self, index: int, data: bytes | memoryview, name: str) -> None:
-        spec = self.specs[index]
-        if self._digest is not None and self._digest.digest() != spec.sha256:
+        if self._digest is not None and self._digest.digest() != self.specs[index].sha256:
             raise InvalidTensor(f"the bytes of {name} do not have the declared sha256", field=name)
+        self._keep(index, data)
+        self._data, self._received = bytearray(), 0
+        self._pending.pop()
+        self._digest = self._next_hash()
+
+    def _keep(self, index: int, data: bytes | memoryview) -> None:
+        spec = self.specs[index]
         tensor = WireTensor(spec, data)
         if self._store is not None and spec.sha256:
             self._store.put(self._scope, tensor)
         self._have[index] = tensor
-        self._data, self._received = bytearray(), 0
-        self._pending.pop()
-        self._digest = self._next_hash()
 
     def tensors(self) -> tuple[WireTensor, ...]:
         """All tensors of the table, in its order. Raises ProtocolError while incomplete."""

@@ -9,9 +9,10 @@ import torch
 
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, ExecutorFailed, ProtocolError
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import chunks
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.inputs import TensorReader, conditioning
+from ditmesh.executor.receiving import asking, receive
 from ditmesh.executor.weight_patches import patch_set
 from ditmesh.models.patches import PatchSet
 from ditmesh.rpc_status import to_status_bytes
@@ -68,16 +69,10 @@ class PredictSession:
     def _receive(
         self, declared: Sequence[tensor_pb2.TensorSpec], field: str, requests: _Requests
     ) -> Generator[node_pb2.PredictStepResponse, None, tuple[WireTensor, ...]]:
-        specs = read_specs(declared, field=field, max_bytes=self._max_bytes)
-        receiver = Receiver(specs, field=field, store=self._store)
-        needed = tensor_pb2.TensorsNeeded(tensors=receiver.needed)
-        yield node_pb2.PredictStepResponse(needed=needed)
-        while not receiver.complete:
-            request = next(requests, None)
-            if request is None or request.WhichOneof("message") != "chunk":
-                raise ProtocolError(f"expected a chunk of {field}")
-            receiver.feed(request.chunk)
-        return receiver.tensors()
+        receiving = receive(
+            declared, requests, field=field, store=self._store, max_bytes=self._max_bytes
+        )
+        return (yield from asking(receiving, lambda n: node_pb2.PredictStepResponse(needed=n)))
 
     def _answer(
         self,

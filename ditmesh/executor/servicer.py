@@ -23,6 +23,7 @@ from ditmesh.executor.keeper import StateKeeper, state_messages
 from ditmesh.executor.predict import PredictSession
 from ditmesh.executor.session import RunSession
 from ditmesh.models.describe import describe
+from ditmesh.shared_memory import host_id
 from ditmesh.v1 import node_pb2 as pb
 from ditmesh.v1 import node_pb2_grpc
 
@@ -202,6 +203,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             epoch=self._engine.epoch,
             newest_epoch=self._engine.newest_epoch,
             draining=self._draining,
+            host=host_id(),
         )
 
     def _notify(self) -> None:

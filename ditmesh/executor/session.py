@@ -19,14 +19,15 @@ from torch import Tensor
 from ditmesh import telemetry
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, ExecutorFailed, ProtocolError
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import chunks
 from ditmesh.executor.control import GO_ON, Control, StopFlag
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.inputs import LateModel, build_task
 from ditmesh.executor.keeper import StateKeeper, encode_state, state_messages
 from ditmesh.executor.loop import Outcome, StepDone, Task, run
+from ditmesh.executor.receiving import asking, receive
 from ditmesh.executor.weight_patches import patch_set
-from ditmesh.jobs import Job
+from ditmesh.jobs import PREVIEW_BYTES, Job
 from ditmesh.models.latents import LatentFormat
 from ditmesh.tensors import WireTensor
 from ditmesh.torch_tensors import from_torch
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 
 # States that wait for a slow coordinator; it needs the newest only.
 _MOST_UNSENT = 8
-_MAX_PREVIEW_BYTES = 1 << 20
 
 
 class _Outbox:
@@ -126,19 +126,15 @@ class RunSession:
     def _receive(
         self, order: node_pb2.RunJob, requests: Iterator[node_pb2.RunRequest]
     ) -> Generator[node_pb2.RunResponse, None, Job]:
-        specs = read_specs(order.job.tensors, field="job.tensors", max_bytes=self._max_bytes)
-        receiver = Receiver(specs, field="job.tensors", store=self._store)
-        needed = tensor_pb2.TensorsNeeded(tensors=receiver.needed)
-        yield node_pb2.RunResponse(needed=needed)
-        while not receiver.complete:
-            request = next(requests, None)
-            if request is None:
-                receiver.tensors()
-            elif request.WhichOneof("message") == "chunk":
-                receiver.feed(request.chunk)
-            else:
-                raise ProtocolError("expected a chunk of the job's tensors")
-        return Job(order.job, receiver.tensors())
+        receiving = receive(
+            order.job.tensors,
+            requests,
+            field="job.tensors",
+            store=self._store,
+            max_bytes=self._max_bytes,
+        )
+        tensors = yield from asking(receiving, lambda n: node_pb2.RunResponse(needed=n))
+        return Job(order.job, tensors)
 
     def _prepare(self, job: Job, mesh: int) -> tuple[Task, Callable[[], None]]:
         """The job's inputs on the device, its model in memory; and what gives it the model later.
@@ -246,7 +242,7 @@ def _step_messages(
 def _preview(denoised: Tensor, latent_format: LatentFormat) -> tensor_pb2.InlineTensor:
     # Thinned out, so that a picture of any size fits in a message.
     nbytes = 3 * denoised.numel() // denoised.shape[1]
-    stride = math.ceil(math.sqrt(nbytes / _MAX_PREVIEW_BYTES))
+    stride = math.ceil(math.sqrt(nbytes / PREVIEW_BYTES))
     latents = denoised[..., ::stride, ::stride].float().cpu().numpy()
     pictures = np.stack([latent_format.preview_rgb(latent) for latent in latents])
     tensor = WireTensor.from_numpy(pictures)

@@ -27,7 +27,7 @@ class WatchRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WatchResponse(_message.Message):
-    __slots__ = ("incarnation", "pid", "device", "memory_total_bytes", "memory_used_bytes", "models", "epoch", "draining", "newest_epoch")
+    __slots__ = ("incarnation", "pid", "device", "memory_total_bytes", "memory_used_bytes", "models", "epoch", "draining", "newest_epoch", "host")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class WatchResponse(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     NEWEST_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
     incarnation: str
     pid: int
     device: str
@@ -46,7 +47,8 @@ class WatchResponse(_message.Message):
     epoch: int
     draining: bool
     newest_epoch: int
-    def __init__(self, incarnation: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., memory_total_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[NodeModel, _Mapping]]] = ..., epoch: _Optional[int] = ..., draining: bool = ..., newest_epoch: _Optional[int] = ...) -> None: ...
+    host: str
+    def __init__(self, incarnation: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., memory_total_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[NodeModel, _Mapping]]] = ..., epoch: _Optional[int] = ..., draining: bool = ..., newest_epoch: _Optional[int] = ..., host: _Optional[str] = ...) -> None: ...
 
 class NodeModel(_message.Message):
     __slots__ = ("model", "loaded")
@@ -111,16 +113,38 @@ class LoadModelResponse(_message.Message):
     def __init__(self, seconds: _Optional[float] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("job", "chunk", "start", "stop")
+    __slots__ = ("job", "chunk", "start", "stop", "shared")
     JOB_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     job: RunJob
     chunk: _tensor_pb2.TensorChunk
     start: StartRun
     stop: StopRun
-    def __init__(self, job: _Optional[_Union[RunJob, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., stop: _Optional[_Union[StopRun, _Mapping]] = ...) -> None: ...
+    shared: SharedTensors
+    def __init__(self, job: _Optional[_Union[RunJob, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., stop: _Optional[_Union[StopRun, _Mapping]] = ..., shared: _Optional[_Union[SharedTensors, _Mapping]] = ...) -> None: ...
+
+class SharedTensors(_message.Message):
+    __slots__ = ("pid", "fd", "token", "tensors")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    FD_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    fd: int
+    token: bytes
+    tensors: _containers.RepeatedCompositeFieldContainer[SharedTensor]
+    def __init__(self, pid: _Optional[int] = ..., fd: _Optional[int] = ..., token: _Optional[bytes] = ..., tensors: _Optional[_Iterable[_Union[SharedTensor, _Mapping]]] = ...) -> None: ...
+
+class SharedTensor(_message.Message):
+    __slots__ = ("tensor", "offset")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    tensor: int
+    offset: int
+    def __init__(self, tensor: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class RunJob(_message.Message):
     __slots__ = ("epoch", "mesh", "job", "deadline_seconds")
@@ -199,16 +223,18 @@ class FetchStateResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[StateUpdate, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ...) -> None: ...
 
 class PredictStepRequest(_message.Message):
-    __slots__ = ("open", "call", "chunk", "start")
+    __slots__ = ("open", "call", "chunk", "start", "shared")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     CALL_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     open: PredictStepOpen
     call: _sampler_pb2.PredictCall
     chunk: _tensor_pb2.TensorChunk
     start: StartRun
-    def __init__(self, open: _Optional[_Union[PredictStepOpen, _Mapping]] = ..., call: _Optional[_Union[_sampler_pb2.PredictCall, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ...) -> None: ...
+    shared: SharedTensors
+    def __init__(self, open: _Optional[_Union[PredictStepOpen, _Mapping]] = ..., call: _Optional[_Union[_sampler_pb2.PredictCall, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., shared: _Optional[_Union[SharedTensors, _Mapping]] = ...) -> None: ...
 
 class PredictStepOpen(_message.Message):
     __slots__ = ("epoch", "mesh", "model", "weight_patches", "tensors")

@@ -15,7 +15,7 @@ from coordinator.executors import Executor, StopRequest
 from coordinator.lifecycle.node import NodePhase, NodeView
 from coordinator.member import RunEnd, StepReport
 from coordinator.nodes import NodeLink
-from ditmesh import errors
+from ditmesh import errors, shared_memory
 from ditmesh.errors import DitmeshError
 from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.jobs import Job
@@ -37,6 +37,8 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         """Bytes of tensors that came with each job."""
         self.stopped: list[int] = []
         self.started = 0
+        self.blind = False
+        """Whether it cannot read shared memory."""
 
     async def _stage(self, name: str, context: Any) -> None:
         if name in self.at:
@@ -51,10 +53,17 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         await self._stage("receive", context)
         came = 0
         while not receiver.complete:
-            chunk = (await anext(requests)).chunk
-            came += len(chunk.data)
-            receiver.feed(chunk)
+            request = await anext(requests)
+            if request.HasField("shared") and self.blind:
+                needed = tensor_pb2.TensorsNeeded(tensors=receiver.missing)
+                yield pb.RunResponse(needed=needed)
+            elif request.HasField("shared"):
+                receiver.place(_read_shared(request.shared, specs))
+            else:
+                came += len(request.chunk.data)
+                receiver.feed(request.chunk)
         self.came.append(came)
+        self.tensors = receiver.tensors()
         await self._stage("prepare", context)
         yield pb.RunResponse(ready=pb.RunReady())
         await self._stage("ready", context)
@@ -75,6 +84,12 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
             for chunk in chunks([latent], [0]):
                 yield pb.RunResponse(chunk=chunk)
         yield pb.RunResponse(done=pb.RunDone())
+
+
+def _read_shared(shared: Any, specs: Any) -> dict[int, bytes | memoryview]:
+    places = [(place.offset, specs[place.tensor].nbytes) for place in shared.tensors]
+    found = shared_memory.read(shared.pid, shared.fd, shared.token, places)
+    return {place.tensor: data for place, data in zip(shared.tensors, found, strict=True)}
 
 
 def aborting(error: DitmeshError) -> Act:
@@ -261,5 +276,41 @@ def test_the_leaders_result_does_not_wait_for_a_member_that_hangs() -> None:
             nodes[1].at["end"] = hanging
             end = await asyncio.wait_for(work(made), 5.0)
             assert end.result is not None
+
+    run(test())
+
+
+def test_members_of_this_machine_read_tensors_from_memory() -> None:
+    """Not a byte is sent to one that can; one elsewhere, or one that cannot, is sent them all."""
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+            here, there = made.members
+            here.report = pb.WatchResponse(host=shared_memory.host_id())
+            there.report = pb.WatchResponse(host="another")
+            await work(made)
+            nodes[0].blind = True
+            await work(made)
+            everything = sum(t.spec.nbytes for t in nodes[1].tensors)
+            assert nodes[0].came == [0, everything]
+            assert nodes[1].came == [everything, everything]
+            assert nodes[0].tensors == nodes[1].tensors
+
+    run(test())
+
+
+def test_memory_that_cannot_be_had_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tensors are sent instead."""
+
+    def full(*args: Any) -> None:
+        raise OSError("no room")
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+            for member in made.members:
+                member.report = pb.WatchResponse(host=shared_memory.host_id())
+            monkeypatch.setattr(shared_memory.Memory, "add", full)
+            await work(made)
+            assert all(node.came[0] > 0 for node in nodes)
 
     run(test())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,13 @@ import pytest
 import torch
 
 from ditmesh import errors
+from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError
+from ditmesh.exchange import chunks
 from ditmesh.executor.servicer import ServicerLimits
-from ditmesh.jobs import Snapshot
+from ditmesh.jobs import Job, Snapshot
 from ditmesh.rpc_status import from_rpc_error, from_status_bytes
+from ditmesh.shared_memory import Memory
 from ditmesh.tensors import WireTensor, as_wire
 from ditmesh.torch_tensors import to_torch
 from ditmesh.v1 import job_pb2, sampler_pb2, tensor_pb2
@@ -76,6 +80,42 @@ def test_tensors_with_a_hash_are_asked_for_once(node: Node) -> None:
     job = golden_job()
     node.run(job)
     assert node.run(job).asked == []
+
+
+def test_tensors_in_shared_memory_are_read_or_asked_for_again(node: Node) -> None:
+    """From memory the job gives the same bits; from memory that is not there it is sent them."""
+    text = as_wire(np.random.default_rng(5).standard_normal((1, 300, 64), np.float32)).hashed()
+    alone = golden_job()
+    tensors = (text, *alone.tensors[1:])
+    alone.spec.tensors[0].CopyFrom(text.spec.to_proto())
+    job = Job(alone.spec, tensors)
+
+    def shared(memory: Memory, token: bytes) -> Any:
+        stream = Stream(node.stub)
+        stream.send(job=pb.RunJob(job=job.spec))
+        places = [
+            pb.SharedTensor(tensor=i, offset=memory.add(tensors[i]))
+            for i in next(stream.call).needed.tensors
+        ]
+        place = {"pid": os.getpid(), "fd": memory.fd, "token": token, "tensors": places}
+        stream.send(shared=pb.SharedTensors(**place))
+        return stream
+
+    with Memory() as memory:
+        stream = shared(memory, bytes(16))
+        needed = list(next(stream.call).needed.tensors)
+        assert 0 in needed
+        for chunk in chunks(tensors, needed):
+            stream.send(chunk=chunk)
+        assert next(stream.call).HasField("ready")
+        stream.end()
+        node.servicer._store = ContentStore(1 << 28)
+        stream = shared(memory, memory.token)
+        assert next(stream.call).HasField("ready")
+    stream.send(start=pb.StartRun())
+    latent = stream.follow().latent
+    stream.end()
+    assert torch.equal(latent, node.run(job).latent)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "ipndm", "dpmpp_sde"])

@@ -1,0 +1,89 @@
+"""How an executor gets a request's tensors: out of shared memory where it can, else in pieces."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+from ditmesh import shared_memory
+from ditmesh.content import ContentStore
+from ditmesh.errors import ProtocolError
+from ditmesh.exchange import Receiver, read_specs
+from ditmesh.tensors import WireTensor
+from ditmesh.v1 import node_pb2, tensor_pb2
+
+log = logging.getLogger(__name__)
+
+
+class _Request(Protocol):
+    """What the requests of `Run` and `PredictStep` have in common."""
+
+    chunk: tensor_pb2.TensorChunk
+    shared: node_pb2.SharedTensors
+
+    def WhichOneof(self, oneof: str) -> str | None:
+        """The kind of message."""
+        ...
+
+
+R = TypeVar("R", bound=_Request)
+A = TypeVar("A")
+
+
+def receive(
+    declared: Sequence[tensor_pb2.TensorSpec],
+    requests: Iterator[R],
+    *,
+    field: str,
+    store: ContentStore,
+    max_bytes: int,
+) -> Generator[tensor_pb2.TensorsNeeded, None, tuple[WireTensor, ...]]:
+    """Yields what to ask for, once or, when shared memory cannot be read, again; returns all.
+
+    Raises InvalidTensor, LimitExceeded or ProtocolError.
+    """
+    specs = read_specs(declared, field=field, max_bytes=max_bytes)
+    receiver = Receiver(specs, field=field, store=store)
+    yield tensor_pb2.TensorsNeeded(tensors=receiver.needed)
+    while not receiver.complete:
+        request = next(requests, None)
+        if request is None:
+            break
+        kind = request.WhichOneof("message")
+        if kind == "chunk":
+            receiver.feed(request.chunk)
+        elif kind == "shared":
+            _read_shared(receiver, request.shared)
+            if not receiver.complete:
+                yield tensor_pb2.TensorsNeeded(tensors=receiver.missing)
+        else:
+            raise ProtocolError(f"expected a chunk of {field}, got {kind}")
+    return receiver.tensors()
+
+
+def asking(
+    receiving: Generator[tensor_pb2.TensorsNeeded, None, tuple[WireTensor, ...]],
+    message: Callable[[tensor_pb2.TensorsNeeded], A],
+) -> Generator[A, None, tuple[WireTensor, ...]]:
+    """`receive`, what it asks for put into a stream's own message."""
+    while True:
+        try:
+            needed = next(receiving)
+        except StopIteration as received:
+            tensors: tuple[WireTensor, ...] = received.value
+            return tensors
+        yield message(needed)
+
+
+def _read_shared(receiver: Receiver, shared: node_pb2.SharedTensors) -> None:
+    """Take what can be read; what cannot stays missing."""
+    missing = set(receiver.missing)
+    wanted = [place for place in shared.tensors if place.tensor in missing]
+    places = [(place.offset, receiver.specs[place.tensor].nbytes) for place in wanted]
+    try:
+        found = shared_memory.read(shared.pid, shared.fd, shared.token, places)
+    except OSError as error:
+        log.warning("shared memory of process %d cannot be read: %s", shared.pid, error)
+        return
+    receiver.place({place.tensor: data for place, data in zip(wanted, found, strict=True)})

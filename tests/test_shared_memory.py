@@ -1,0 +1,117 @@
+"""Memory between processes of one machine: read by others, refused when in doubt, never left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ditmesh import shared_memory
+from ditmesh.shared_memory import MAPPED_FROM_BYTES, Memory, host_id
+from ditmesh.tensors import WireTensor
+
+_WRITER = """
+import sys, time
+import numpy as np
+from ditmesh.shared_memory import Memory, host_id
+from ditmesh.tensors import WireTensor
+memory = Memory()
+places = [memory.add(WireTensor.from_numpy(np.full(n, 7, np.uint8))) for n in (100_000, 10)]
+print(host_id(), memory.fd, memory.token.hex(), *places, flush=True)
+sys.stdin.read()
+"""
+
+
+class Writer:
+    """Another process that shares 100000 bytes and 10, all of them 7."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self.process.stdout is not None
+        words = self.process.stdout.readline().decode().split()
+        self.host, self.fd, self.token = words[0], int(words[1]), bytes.fromhex(words[2])
+        self.places = list(zip(map(int, words[3:]), (100_000, 10), strict=True))
+
+    def read(self) -> list[bytes | memoryview]:
+        return shared_memory.read(self.process.pid, self.fd, self.token, self.places)
+
+
+@pytest.fixture
+def writer() -> Iterator[Writer]:
+    made = Writer()
+    yield made
+    made.process.kill()
+    made.process.communicate()
+
+
+def test_another_process_reads_what_was_written(writer: Writer) -> None:
+    """A large tensor is mapped, a small one copied, and both processes name one host."""
+    assert writer.host == host_id() != ""
+    large, small = writer.read()
+    assert isinstance(large, memoryview)
+    assert isinstance(small, bytes)
+    assert bytes(large) == b"\7" * 100_000
+    assert small == b"\7" * 10
+
+
+def test_what_is_mapped_outlives_its_process_and_nothing_else_does(writer: Writer) -> None:
+    """A process that is killed takes its memory with it, but for what somebody still reads."""
+    named = set(os.listdir("/dev/shm"))
+    large, _ = writer.read()
+    os.kill(writer.process.pid, signal.SIGKILL)
+    writer.process.wait()
+    assert bytes(large) == b"\7" * 100_000
+    with pytest.raises(OSError):
+        writer.read()
+    assert set(os.listdir("/dev/shm")) <= named
+
+
+def test_memory_that_is_not_meant_is_refused(writer: Writer) -> None:
+    """Another token, bytes beyond the end, and a place between pages."""
+    pid, fd, token = writer.process.pid, writer.fd, writer.token
+    for wrong in (bytes(16), b""):
+        with pytest.raises(OSError, match="other memory"):
+            shared_memory.read(pid, fd, wrong, [])
+    with pytest.raises(OSError, match="bytes, not"):
+        shared_memory.read(pid, fd, token, [(0, 1 << 30)])
+    with pytest.raises(OSError, match="page of its own"):
+        shared_memory.read(pid, fd, token, [(1, MAPPED_FROM_BYTES)])
+
+
+def test_a_file_that_could_shrink_is_refused() -> None:
+    """Whoever maps it could be killed by its owner; so could a reader of a file on a disk."""
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(32))
+        file.flush()
+        with pytest.raises(OSError):
+            shared_memory.read(os.getpid(), file.fileno(), bytes(16), [])
+
+
+def test_closed_memory_gives_its_descriptor_back() -> None:
+    """Nothing stays open after a request."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with Memory() as memory:
+        offsets = [memory.add(WireTensor.from_numpy(np.zeros(5, np.uint8))) for _ in range(3)]
+        assert len(set(offsets)) == 3
+        shared_memory.read(os.getpid(), memory.fd, memory.token, [(offsets[1], 5)])
+    memory.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_where_there_is_no_such_memory_no_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then everything goes over the network."""
+    monkeypatch.delattr(os, "memfd_create")
+    host_id.cache_clear()
+    try:
+        assert host_id() == ""
+    finally:
+        host_id.cache_clear()
