@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from datetime import timedelta
 from typing import cast
 
@@ -20,9 +22,13 @@ from ditmesh.sampling import State
 from ditmesh.v1 import node_pb2 as pb
 from gpu_node.parallel import runtime
 from gpu_node.parallel.model import MeshModel
+from gpu_node.parallel.torch_groups import first_line
 
 log = logging.getLogger(__name__)
 
+_CONNECT_S = 20.0
+# Short, because nothing else interrupts it.
+_ATTEMPT = timedelta(seconds=2)
 _STORE_TIMEOUT = timedelta(seconds=30)
 
 
@@ -38,6 +44,7 @@ class GroupEngine:
         self._meshes: tuple[MeshSpec, ...] = ()
         self._newest_epoch = 0
         self._joining = 0
+        self._aborted = threading.Event()
 
     @property
     def epoch(self) -> int:
@@ -77,11 +84,12 @@ class GroupEngine:
             raise StaleEpoch(
                 f"this node has been in epoch {self._newest_epoch}; {request.epoch} is not newer"
             )
+        self._aborted = threading.Event()
         self._newest_epoch = self._joining = request.epoch
         meshes = tuple(MeshSpec(tuple(m.ranks), m.ulysses, m.ring, m.cfg) for m in request.meshes)
         try:
             self._group = runtime.join(
-                _connect(request.rendezvous),
+                _connect(request.rendezvous, self._aborted),
                 epoch=request.epoch,
                 rank=request.rank,
                 world_size=request.world_size,
@@ -89,6 +97,7 @@ class GroupEngine:
                 timeout_s=request.timeout_seconds,
                 device=self._device,
                 interface=self._interface,
+                aborted=self._aborted,
             )
         finally:
             self._joining = 0
@@ -96,7 +105,8 @@ class GroupEngine:
         log.info("rank %d of %d in epoch %d", request.rank, request.world_size, request.epoch)
 
     def abort(self) -> None:
-        """Break whatever the group is doing, from any thread."""
+        """Break whatever the group is doing, from any thread; a join as well."""
+        self._aborted.set()
         runtime.abort()
 
     def leave(self) -> None:
@@ -150,9 +160,19 @@ def _checksum(latent: torch.Tensor) -> tuple[int, bool]:
     return int(both[0]), bool(both[1])
 
 
-def _connect(address: str) -> Store:
+def _connect(address: str, aborted: threading.Event) -> Store:
+    """A client of the store. Raises GroupLost when it cannot be reached, or on `aborted`."""
     host, _, port = address.rpartition(":")
-    store: Store = dist.TCPStore(  # type: ignore[attr-defined] # exported, but not by name
-        host, int(port), is_master=False, timeout=_STORE_TIMEOUT
-    )
-    return store
+    end = time.monotonic() + _CONNECT_S
+    while True:
+        try:
+            store: Store = dist.TCPStore(  # type: ignore[attr-defined] # exported, but not by name
+                host, int(port), is_master=False, timeout=_ATTEMPT
+            )
+        except RuntimeError as error:
+            if aborted.is_set() or time.monotonic() > end:
+                why = first_line(error)
+                raise GroupLost(f"the rendezvous at {address} cannot be reached: {why}") from error
+        else:
+            store.set_timeout(_STORE_TIMEOUT)
+            return store

@@ -6,6 +6,7 @@ Import after `xfuser_setup.prepare`.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +16,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
+from ditmesh import rendezvous
 from ditmesh.errors import GroupLost, InvalidMesh, InvalidRequest
 from ditmesh.mesh import MeshSpec
 from gpu_node.parallel import sockets, torch_groups, xfuser_state
 
 LEAVE_DEADLINE_S = 10.0
 """Longest that tearing a group down may take before the process counts as lost."""
+MEET_S = 20.0
+"""Longest that ranks wait for one another at the store: all are told to join at once, and each may
+have to leave an old group first."""
+_POLL_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,13 @@ class Group:
     """
 
     def __init__(
-        self, epoch: int, rank: int, world_size: int, device: torch.device, timeout_s: float
+        self,
+        epoch: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        timeout_s: float,
+        aborted: threading.Event,
     ) -> None:
         self.epoch = epoch
         self.rank = rank
@@ -50,7 +62,8 @@ class Group:
         self.timeout_s = timeout_s
         self._places: dict[MeshSpec, _Place] = {}
         self._addresses: frozenset[sockets.Address] = frozenset()
-        self._aborted = threading.Event()
+        self._store_addresses: frozenset[sockets.Address] = frozenset()
+        self._aborted = aborted
         self._left = False
 
     @property
@@ -174,11 +187,15 @@ class Group:
         """
         self._aborted.set()
         sockets.shut(self._addresses)
+        # While groups are being made, that is what a rank waits for.
+        sockets.shut_to(self._store_addresses)
         if self.device.type == "cuda" and not torch_groups.abort_nccl(LEAVE_DEADLINE_S):
             raise GroupLost(f"NCCL cannot be aborted; restart rank {self.rank}")
 
     def form(self, store: Store, meshes: Sequence[MeshSpec]) -> None:
         """Meet the other ranks; `runtime.join` calls it, once."""
+        self._meet(store)
+        self._store_addresses = sockets.of_store(store)
         already = sockets.listening()
         groups = torch_groups.connect(
             store,
@@ -190,11 +207,34 @@ class Group:
         )
         mine = sockets.listening() - already
         self._addresses = sockets.exchange(store, self.rank, self.world_size, mine)
+        self._store_addresses = frozenset()
         for mesh in meshes:
             if self.rank in mesh.ranks:
                 self._places[mesh] = self._find_place(mesh, groups)
         with self.collective():
             torch_groups.warm_up(groups, self.device)
+
+    def _meet(self, store: Store) -> None:
+        """Wait for every rank at the store. torch would wait there too, but deaf to `abort`.
+
+        Raises:
+            GroupLost: some did not come in time, or `abort` was called.
+        """
+        store.set(rendezvous.arrival(self.rank), "")
+        keys = [rendezvous.arrival(rank) for rank in range(self.world_size)]
+        patience_s = min(self.timeout_s, MEET_S)
+        end = time.monotonic() + patience_s
+        while not store.check(keys):
+            if self._aborted.wait(_POLL_S):
+                # Nobody else shall go on with this rank.
+                store.delete_key(rendezvous.arrival(self.rank))
+                raise GroupLost(f"epoch {self.epoch} was aborted while rank {self.rank} waited")
+            if time.monotonic() > end:
+                late = [rank for rank, key in enumerate(keys) if not store.check([key])]
+                raise GroupLost(
+                    f"epoch {self.epoch} could not be formed: of {self.world_size} ranks, "
+                    f"{', '.join(map(str, late))} did not come in {patience_s:g} s"
+                )
 
     def _find_place(self, mesh: MeshSpec, groups: torch_groups.Groups) -> _Place:
         def mine(candidates: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ create all of them in one order when they join.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from ditmesh import rendezvous
 from ditmesh.errors import GroupLost, InternalError, InvalidMesh
 from ditmesh.mesh import MeshSpec
 from gpu_node.parallel.torch_groups import first_line
@@ -40,6 +42,7 @@ def join(
     timeout_s: float,
     device: torch.device | str = "cpu",
     interface: str = LOOPBACK,
+    aborted: threading.Event | None = None,
 ) -> Group:
     """Become `rank` of `world_size` in `epoch`; returns when all ranks have, groups connected.
 
@@ -53,6 +56,8 @@ def join(
         device: `cpu` or `cuda:<index>`.
         interface: the network interface that gloo and NCCL listen on; the loopback's unless
             ranks are on several machines.
+        aborted: set by whoever wants no such group any more, perhaps before there is one to
+            `abort`.
 
     Raises:
         InvalidMesh: a mesh does not fit the world.
@@ -73,10 +78,11 @@ def join(
         torch.cuda.set_device(device)
         os.environ["NCCL_SOCKET_IFNAME"] = interface
     os.environ["GLOO_SOCKET_IFNAME"] = interface
-    group = Group(epoch, rank, world_size, device, timeout_s)
+    aborted = aborted or threading.Event()
+    group = Group(epoch, rank, world_size, device, timeout_s, aborted)
     _active = group
     try:
-        group.form(PrefixStore(f"epoch/{epoch}", store), meshes)
+        group.form(PrefixStore(rendezvous.prefix(epoch), store), meshes)
     except RuntimeError as error:
         group.leave()
         raise GroupLost(f"epoch {epoch} could not be formed: {first_line(error)}") from error
@@ -89,7 +95,7 @@ def join(
 def abort() -> None:
     """Abort the group that this process is in or is joining, if any. From any thread.
 
-    A join that still waits for other ranks goes on to its timeout; once they come it fails.
+    A join that waits for other ranks ends at once.
 
     Raises:
         GroupLost: as `Group.abort`.

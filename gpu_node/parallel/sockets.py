@@ -15,7 +15,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from torch.distributed.distributed_c10d import Store
+from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 Address = tuple[str, int]
 
@@ -39,6 +40,26 @@ def exchange(
     keys = [f"addresses/{other}" for other in range(world_size)]
     store.wait(keys)
     return frozenset((host, port) for key in keys for host, port in json.loads(store.get(key)))
+
+
+def of_store(store: Store) -> frozenset[Address]:
+    """The addresses of the server behind a store's client; none if it is not on a network."""
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    if not isinstance(store, dist.TCPStore):  # type: ignore[attr-defined] # not by name
+        return frozenset()
+    found = socket.getaddrinfo(store.host, store.port, type=socket.SOCK_STREAM)
+    return frozenset((str(address[0]), int(address[1])) for *_, address in found)
+
+
+def shut_to(addresses: frozenset[Address]) -> None:
+    """Close every connection that this process has made to one of `addresses`."""
+    if not addresses:
+        return
+    for connection in _tcp_sockets():
+        with suppress(OSError):  # not connected, or gone meanwhile
+            if _address(connection.getpeername()) in addresses:
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def shut(addresses: frozenset[Address]) -> int:

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore
 
+from ditmesh import rendezvous
 from ditmesh.errors import GroupLost
 from ditmesh.mesh import MeshSpec
 from ditmesh.models.info import inspect
@@ -206,17 +208,25 @@ def try_to_join(rank: Rank, epoch: int, world_size: int, timeout_s: float) -> tu
     raise AssertionError("it joined")
 
 
-def abort_while_joining(rank: Rank, mesh: MeshSpec, after_s: float) -> str:
-    """Join, while a side thread aborts whatever this process is in."""
+def abort_while_joining(rank: Rank, mesh: MeshSpec, after_s: float) -> tuple[float, str]:
+    """Join epoch 1, while a side thread aborts whatever this process is in."""
     runtime.abort()  # in no group: nothing to do
     timer = threading.Timer(after_s, runtime.abort)
     timer.start()
+    started = time.monotonic()
     try:
-        join(rank, 1, [mesh])
+        runtime.join(rank.store, epoch=1, rank=0, world_size=2, meshes=[mesh], timeout_s=30.0)
     except GroupLost as error:
         timer.join()
-        return error.message
+        # Its connection may have been closed; nodes connect anew for every epoch.
+        rank.store = TCPStore(rank.store.host, rank.store.port, is_master=False)
+        return time.monotonic() - started, error.message
     raise AssertionError("it joined")
+
+
+def come_and_go(rank: Rank, epoch: int) -> None:
+    """Say at the store that this rank has come, and do nothing more."""
+    PrefixStore(rendezvous.prefix(epoch), rank.store).set(rendezvous.arrival(rank.rank), "")
 
 
 def addresses(rank: Rank) -> list[str]:

@@ -119,16 +119,30 @@ def test_joining_without_the_others_ends_in_time(local: LocalModel) -> None:
         assert (output[0] - expected[0]).abs().max() < EXACT
 
 
-def test_abort_reaches_a_group_that_is_still_forming() -> None:
-    """A rank that was told to abort while it waited for the others never enters the group."""
+def test_abort_ends_a_wait_for_others_at_once() -> None:
+    """A rank that is told to abort while it waits for the others does, and withdraws: who comes
+    later does not go on with it. Both can join the next epoch.
+    """
     with Ranks(2) as ranks:
         ranks.start(on_rank.abort_while_joining, SMALLER[2], 0.2, ranks=[0])
-        time.sleep(0.5)
-        ranks.start(on_rank.join, 1, [SMALLER[2]], 5.0, ranks=[1])
-        assert ranks.collect([0])[0] == "rank 0 is no longer in epoch 1"
-        ranks.collect([1])  # lost with it, at once or in its first collective
-        ranks.start(on_rank.join_alone, 2, [], ranks=[0])
-        assert ranks.collect([0])[0] == "done"
+        duration, reason = ranks.collect([0])[0]
+        assert duration < QUICK_S
+        assert reason == "epoch 1 was aborted while rank 0 waited"
+        ranks.start(on_rank.try_to_join, 1, 2, 0.5, ranks=[1])
+        assert "of 2 ranks, 0 did not come" in ranks.collect([1])[1][1]
+        ranks.run(on_rank.join, 2, [SMALLER[2]])
+
+
+def test_abort_ends_a_wait_inside_torch_at_once() -> None:
+    """So does a rank that has met another which came, and then went away before it connected."""
+    with Ranks(2) as ranks:
+        ranks.start(on_rank.come_and_go, 1, ranks=[1])
+        ranks.collect([1])
+        ranks.start(on_rank.abort_while_joining, SMALLER[2], 1.0, ranks=[0])
+        duration, reason = ranks.collect([0])[0]
+        assert duration < 1.0 + QUICK_S
+        assert "epoch 1 could not be formed" in reason
+        ranks.run(on_rank.join, 2, [SMALLER[2]])
 
 
 def test_epochs_leave_nothing_behind() -> None:
