@@ -18,6 +18,8 @@ from .comfyui import ComfyUI, Prompt
 EXACT = 1e-4
 """At 8 steps, for latents up to GOLDEN_PEAK; a random model that goes beyond magnifies rounding."""
 GOLDEN_PEAK = 14.0
+KSAMPLER = ("KSampler", "local")
+"""ComfyUI's own way."""
 
 
 class Compared:
