@@ -1,4 +1,4 @@
-"""Hypothesis without a time limit per example: the machine may be busy with ranks."""
+"""Garbage collection of these tests alone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import gc
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
-
-settings.register_profile("no-deadline", deadline=None)
-settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)
