@@ -98,6 +98,7 @@ def start_xfuser(rank: int, world_size: int) -> None:
     cuda = torch.cuda.is_available()
     prepare("cuda" if cuda else "cpu")
     from xfuser.core.distributed import (
+        group_coordinator,
         init_distributed_environment,
         initialize_model_parallel,
         parallel_state,
@@ -106,7 +107,7 @@ def start_xfuser(rank: int, world_size: int) -> None:
 
     backend = "nccl" if cuda else "gloo"
     # Without CUDA it finds no long-context attention, and then makes no sequence groups.
-    parallel_state.HAS_LONG_CTX_ATTN = True
+    parallel_state.HAS_LONG_CTX_ATTN = group_coordinator.HAS_LONG_CTX_ATTN = True
     init_distributed_environment(rank=rank, world_size=world_size, backend=backend)
     initialize_model_parallel(
         sequence_parallel_degree=world_size, ulysses_degree=world_size, backend=backend
@@ -127,8 +128,14 @@ def start_xfuser(rank: int, world_size: int) -> None:
 
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, **options: Any
-) -> tuple[Tensor, Tensor | None]:
-    return nn.functional.scaled_dot_product_attention(query, key, value), None
+) -> tuple[Tensor, Tensor]:
+    """With the log-sum-exp, which xfuser's ring asks for even where it has a single rank."""
+    aten = torch.ops.aten
+    if query.device.type == "cpu":
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+    else:
+        out, lse, *_ = aten._scaled_dot_product_flash_attention(query, key, value)
+    return out, lse
 
 
 class _Sleeper(nn.Module):

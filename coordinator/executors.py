@@ -17,6 +17,7 @@ from coordinator.member import MemberRun, PreparedRun, RunEnd, StepReport, give_
 from coordinator.nodes import NodeLink
 from coordinator.predict import PatchedModel, PredictLane
 from coordinator.sharing import Share
+from ditmesh import telemetry
 from ditmesh.errors import (
     BadResult,
     DamagedModel,
@@ -107,7 +108,7 @@ class Executor:
             order.deadline_seconds = deadline_s
         prepared = PreparedRun([MemberRun(link) for link in self.members])
         try:
-            with Share(job.tensors) as share:
+            with telemetry.span("prepare"), Share(job.tensors) as share:
                 await self._together([run.prepare(order, share) for run in prepared.runs])
         except BaseException:
             prepared.close()

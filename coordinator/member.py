@@ -95,7 +95,8 @@ class MemberRun:
                 on_step(StepReport(Snapshot(update.state, parts), update.sigma, preview))
             elif message.HasField("result"):
                 result = message.result
-                tensors = await self._tensors(result.tensors, "result.tensors")
+                with telemetry.span("result"):
+                    tensors = await self._tensors(result.tensors, "result.tensors")
             else:
                 return RunEnd(message.done.stopped, result, tensors)
 

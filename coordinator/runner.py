@@ -191,7 +191,7 @@ class Runner:
 
     async def _prepare(self, record: JobRecord, executor: Executor) -> PreparedRun:
         """Bring the job's inputs to an executor that still works on another."""
-        with telemetry.span("prepare", parent=record.span, executor=executor.name):
+        with telemetry.span("ahead", parent=record.span, executor=executor.name):
             return await executor.prepare(record.current_job(), deadline_s=record.remaining_s())
 
     async def _run(self, record: JobRecord, executor: Executor, ahead: Ahead) -> RunEnd:

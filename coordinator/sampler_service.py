@@ -76,9 +76,10 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
             raise ProtocolError("the first message of Sample must be the job", field="job")
         span = telemetry.start_span("job", job_id=first.job.job_id, model=first.job.model)
         try:
-            record, known = await self._jobs.open(
-                first.job, scope=scope, remaining_s=context.time_remaining(), span=span
-            )
+            with telemetry.span("admit", parent=span):
+                record, known = await self._jobs.open(
+                    first.job, scope=scope, remaining_s=context.time_remaining(), span=span
+                )
         except DitmeshError as error:
             span.fail(error)
             span.end()
@@ -109,22 +110,11 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         record.unpin = lambda: self._store.unpin(record.scope, hashes)
         try:
             yield pb.SampleResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
-            while not receiver.complete:
-                request = await read_until(record.over, requests, self._limits.input_timeout_s)
-                self._raise_end(record)
-                kind = request.WhichOneof("message") if request is not None else None
-                if request is None:
-                    receiver.tensors()
-                elif kind == "chunk":
-                    receiver.feed(request.chunk)
-                    record.received_bytes += len(request.chunk.data)
-                elif kind == "cancel":
-                    raise JobCancelled("the job was cancelled before its inputs were complete")
-                else:
-                    raise ProtocolError(f"expected a chunk or cancel, got {kind}")
+            with telemetry.span("receive", parent=record.span):
+                tensors = await self._receive(record, receiver, requests)
             # On a thread: looking at every value of a large latent takes a while.
-            tensors = receiver.tensors()
-            job = await asyncio.to_thread(check_values, record.admitted, tensors)
+            with telemetry.span("check", parent=record.span):
+                job = await asyncio.to_thread(check_values, record.admitted, tensors)
         except BaseException as error:
             self._runner.fail(record, rpc_status.as_ditmesh_error(error))
             self._jobs.forget(record)
@@ -132,6 +122,23 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         self._raise_end(record)
         record.job = job
         self._runner.submit(record)
+
+    async def _receive(
+        self, record: JobRecord, receiver: Receiver, requests: _Requests
+    ) -> tuple[WireTensor, ...]:
+        while not receiver.complete:
+            request = await read_until(record.over, requests, self._limits.input_timeout_s)
+            self._raise_end(record)
+            kind = request.WhichOneof("message") if request is not None else None
+            if request is None:
+                break
+            if kind == "cancel":
+                raise JobCancelled("the job was cancelled before its inputs were complete")
+            if kind != "chunk":
+                raise ProtocolError(f"expected a chunk or cancel, got {kind}")
+            receiver.feed(request.chunk)
+            record.received_bytes = receiver.received_bytes
+        return receiver.tensors()
 
     @staticmethod
     def _raise_end(record: JobRecord) -> None:
@@ -162,11 +169,15 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
             raise bare(record.error)
         if record.end is None or record.end.result is None:
             raise InternalError("the job ended without a result")
-        result, tensors = self._named(record.end.result, record.end.tensors, record.scope)
-        yield pb.SampleResponse(result=result)
-        for chunk in chunks(tensors, range(len(tensors))):
-            yield pb.SampleResponse(chunk=chunk)
-        yield pb.SampleResponse(summary=record.summary())
+        with telemetry.span("answer", parent=record.span):
+            # On a thread: hashing the latent must not hold up the job that is next.
+            result, tensors = await asyncio.to_thread(
+                self._named, record.end.result, record.end.tensors, record.scope
+            )
+            yield pb.SampleResponse(result=result)
+            for chunk in chunks(tensors, range(len(tensors))):
+                yield pb.SampleResponse(chunk=chunk)
+            yield pb.SampleResponse(summary=record.summary())
 
     def _named(
         self, result: pb.SampleResult, tensors: Sequence[WireTensor], scope: str

@@ -83,6 +83,8 @@ class Receiver:
         # Grows as chunks come. A list of them would cost many times their bytes if they are tiny.
         self._data = bytearray()
         self._received = 0
+        self.received_bytes = 0
+        """Of all tensors so far."""
         self._digest = self._next_hash()
 
     def _held(self, spec: TensorSpec) -> WireTensor | None:
@@ -132,6 +134,7 @@ class Receiver:
         if self._digest is not None:
             self._digest.update(data)
         self._received += len(data)
+        self.received_bytes += len(data)
         whole = len(data) == spec.nbytes
         if not whole:
             self._data += data

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import job_pb2 as pb
 
-
 PREVIEW_BYTES = 1 << 20
 """The most that a preview has: a larger picture is thinned out."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ditmesh import sampling
 from ditmesh.errors import InvalidRequest
-from ditmesh.executor.loop import Tap, Task, to_device
+from ditmesh.executor.loop import SpanMaker, Tap, Task, to_device
 from ditmesh.models.family import Conditioning, Family
 from ditmesh.models.info import ModelInfo
 from ditmesh.models.model import Model
@@ -31,9 +31,10 @@ class LateModel:
         self._given: Sequence[Conditioning] = ()
         self._placed: Sequence[Conditioning] = ()
 
-    def bind(self, model: Model) -> None:
-        """It is this job's turn: `model` has the weights."""
+    def bind(self, model: Model, span: SpanMaker) -> None:
+        """It is this job's turn: `model` has the weights. `span` makes the span "transformer"."""
         self._model = model
+        self._span = span
 
     def evaluate(
         self, x_BCHW: Tensor, sigma: Tensor, branches: Sequence[Conditioning]
@@ -43,7 +44,8 @@ class LateModel:
         if branches is not self._given:
             self._given = branches
             self._placed = [branch.to(self._model.device, self._model.dtype) for branch in branches]
-        return self._model.evaluate(x_BCHW, sigma, self._placed)
+        with self._span("transformer"):
+            return self._model.evaluate(x_BCHW, sigma, self._placed)
 
 
 def build_task(spec: pb.JobSpec, tensors: Sequence[WireTensor], model: LateModel) -> Task:

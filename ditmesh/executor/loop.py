@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,8 @@ from ditmesh.errors import BadResult
 from ditmesh.executor.control import GO_ON, Control, StopReason
 from ditmesh.models.latents import LatentFormat
 from ditmesh.sampling import Denoiser, Plan, State
+
+SpanMaker = Callable[[str], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,20 @@ class Outcome:
     stopped: StopReason
 
 
-def run(task: Task, control: Control, publish: Callable[[StepDone], None]) -> Outcome:
+def no_span(name: str) -> AbstractContextManager[None]:
+    """No span: for whom nobody asks."""
+    return nullcontext()
+
+
+def run(
+    task: Task,
+    control: Control,
+    publish: Callable[[StepDone], None],
+    span: SpanMaker = no_span,
+) -> Outcome:
     """Run steps until the end or until `control` says stop.
+
+    `span` makes the spans "agree", "step" and "finish" of a trace.
 
     Raises BadResult for a result that is not finite or that is still the noise it began
     with, and whatever the model and the control raise.
@@ -73,16 +88,19 @@ def run(task: Task, control: Control, publish: Callable[[StepDone], None]) -> Ou
     plan, state = task.plan, task.start
     noise = sampling.noise_source(plan, state)
     while True:
-        stopped = control.agree(state)
+        with span("agree"):
+            stopped = control.agree(state)
         if stopped != GO_ON or state.step >= task.end_step:
             break
         started = time.monotonic()
-        state = sampling.step(plan, state, task.denoise, noise)
+        with span("step"):
+            state = sampling.step(plan, state, task.denoise, noise)
         sigma = float(plan.sigmas[state.step])
         publish(StepDone(state, sigma, time.monotonic() - started, task.denoise.denoised))
     if stopped != GO_ON or state.step < plan.steps:
         return Outcome(state, state.latent, stopped)
-    return Outcome(state, _checked_result(task, state), stopped)
+    with span("finish"):
+        return Outcome(state, _checked_result(task, state), stopped)
 
 
 def _checked_result(task: Task, state: State) -> Tensor:

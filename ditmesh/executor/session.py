@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import math
 import threading
@@ -24,7 +25,7 @@ from ditmesh.executor.control import GO_ON, Control, StopFlag
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.inputs import LateModel, build_task
 from ditmesh.executor.keeper import StateKeeper, encode_state, state_messages
-from ditmesh.executor.loop import Outcome, StepDone, Task, run
+from ditmesh.executor.loop import Outcome, SpanMaker, StepDone, Task, no_span, run
 from ditmesh.executor.receiving import asking, receive
 from ditmesh.executor.weight_patches import patch_set
 from ditmesh.jobs import PREVIEW_BYTES, Job
@@ -106,12 +107,15 @@ class RunSession:
             model=order.job.model,
             sampler=order.job.sampler,
         ):
-            job = yield from self._receive(order, requests)
+            with telemetry.span("receive"):
+                job = yield from self._receive(order, requests)
             deadline = order.deadline_seconds if order.HasField("deadline_seconds") else None
             flag = StopFlag(deadline)
             task, take_model = self._prepare(job, order.mesh)
             yield node_pb2.RunResponse(ready=node_pb2.RunReady())
-            if not _wait_for_start(requests, flag):
+            with telemetry.span("wait"):
+                started = _wait_for_start(requests, flag)
+            if not started:
                 return
             threading.Thread(target=_listen, args=(requests, flag), daemon=True).start()
             if not context.add_callback(lambda: flag.set(node_pb2.STOP_REASON_PREEMPTED)):
@@ -145,10 +149,17 @@ class RunSession:
         name = job.spec.model
         patches = patch_set(job.spec.weight_patches, job.tensors)
         late = LateModel(self._engine.cache.catalogue.get(name), self._device)
-        task = build_task(job.spec, job.tensors, late)
+        with telemetry.span("inputs"):
+            task = build_task(job.spec, job.tensors, late)
         if not self._engine.cache.holds(name, patches):
-            self._torch_thread.submit(self._engine.model, name, mesh, patches).result()
-        return task, lambda: late.bind(self._engine.model(name, mesh, patches))
+            with telemetry.span("load"):
+                self._torch_thread.submit(self._engine.model, name, mesh, patches).result()
+        span = self._span_maker(mesh)
+        return task, lambda: late.bind(self._engine.model(name, mesh, patches), span)
+
+    def _span_maker(self, mesh: int) -> SpanMaker:
+        """The leader alone tells of each step: the others do the same at the same time."""
+        return telemetry.span if self._engine.leads(mesh) else no_span
 
     def _run(
         self,
@@ -168,14 +179,19 @@ class RunSession:
         started = time.monotonic()
         span = telemetry.current_span()
         control = self._engine.control(mesh, flag)
-        future = self._torch_thread.submit(self._work, task, take_model, control, publish)
+        # The torch thread's spans belong to this one's.
+        here = contextvars.copy_context()
+        future = self._torch_thread.submit(
+            here.run, self._work, task, take_model, control, publish, self._span_maker(mesh)
+        )
         future.add_done_callback(self._outbox.end)
         while isinstance(item := self._outbox.get(), StepDone):
             span.event("step", step=item.state.step, sigma=item.sigma, seconds=item.seconds)
             yield from _step_messages(item, job.spec, task.latent_format)
         outcome = item.result()
         if leads and outcome.stopped == GO_ON:
-            yield from _result_messages(outcome, job.spec)
+            with telemetry.span("send"):
+                yield from _result_messages(outcome, job.spec)
         done = node_pb2.RunDone(stopped=outcome.stopped, seconds=time.monotonic() - started)
         yield node_pb2.RunResponse(done=done)
 
@@ -185,11 +201,12 @@ class RunSession:
         take_model: Callable[[], None],
         control: Control,
         publish: Callable[[StepDone], None],
+        span: SpanMaker,
     ) -> Outcome:
         """`run`; what the model or a collective raises is told as a failure of this executor."""
         try:
             self._take(take_model)
-            return run(task, control, publish)
+            return run(task, control, publish, span)
         except DitmeshError:
             raise
         except Exception as error:
