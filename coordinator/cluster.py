@@ -17,6 +17,7 @@ from ditmesh.errors import Unavailable, UnknownModel
 from ditmesh.v1 import cluster_pb2
 
 _SMOOTHING = 0.3
+_LEFT_OUT = "left_out"
 # How long the local sampler may take to be started again: its supervisor pauses for up to 5 s.
 _LOCAL_RETURNS_S = 15.0
 
@@ -139,10 +140,12 @@ class Cluster:
         return len(formed.members) if formed is not None else 0
 
     def nodes_by_state(self) -> dict[str, int]:
-        """How many nodes are in each state, zeros included."""
-        counts = {phase.value: 0 for phase in NodePhase}
+        """How many nodes are in each state, zeros included; "left_out" is one of them."""
+        counts = {**{phase.value: 0 for phase in NodePhase}, _LEFT_OUT: 0}
+        left_out = self.group.left_out()
         for link in self.group.links.values():
-            counts[link.view.phase.value] += 1
+            state = _LEFT_OUT if link.address in left_out else link.view.phase.value
+            counts[state] += 1
         return counts
 
     @property

@@ -69,9 +69,13 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         if group.formed is not None:
             ranks = {link.address: rank for rank, link in enumerate(group.formed.members)}
             meshes = [str(mesh) for mesh in group.formed.meshes]
+        left_out = group.left_out()
         return pb.GetClusterResponse(
             version=__version__,
-            nodes=[_node(link, ranks.get(link.address)) for link in group.links.values()],
+            nodes=[
+                _node(link, ranks.get(link.address), left_out.get(link.address, ""))
+                for link in group.links.values()
+            ],
             group=pb.Group(
                 state=_GROUP_STATES[group.phase],
                 epoch=group.epoch,
@@ -108,9 +112,11 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         return pb.LocalSampler(available=link.up, device=device, problem=link.view.problem)
 
 
-def _node(link: NodeLink, rank: int | None) -> pb.Node:
+def _node(link: NodeLink, rank: int | None, left_out: str) -> pb.Node:
     node = pb.Node(
-        address=link.address, state=_NODE_STATES[link.view.phase], problem=link.view.problem
+        address=link.address,
+        state=_NODE_STATES[link.view.phase],
+        problem=link.view.problem or left_out,
     )
     if rank is not None:
         node.rank = rank

@@ -1,8 +1,9 @@
-"""Carries out what the group's lifecycle decides: nodes join, leave and load models."""
+"""Carries out what the group's lifecycle decides: nodes load models, join and leave."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 from collections.abc import Callable, Coroutine, Sequence
@@ -13,6 +14,7 @@ import grpc
 import grpc.aio
 
 from coordinator.config import Timing
+from coordinator.forming import in_words, join_all
 from coordinator.lifecycle.group import (
     Abort,
     BusyChanged,
@@ -32,19 +34,21 @@ from coordinator.lifecycle.group import (
 from coordinator.lifecycle.node import Change
 from coordinator.meshes import MeshPlan
 from coordinator.nodes import NodeLink
+from coordinator.rendezvous import Rendezvous
 from ditmesh import telemetry
 from ditmesh.errors import InvalidMesh
 from ditmesh.mesh import MeshSpec
 from ditmesh.reloading import Reloading
-from ditmesh.rpc_status import from_rpc_error
 from ditmesh.v1 import cluster_pb2
 from ditmesh.v1 import node_pb2 as pb
 
 log = logging.getLogger(__name__)
 
 _LEAVE_TIMEOUT_S = 10.0
-# From a cold network disk; a load that hangs for good must not keep a group forming.
+# From a cold network disk.
 _LOAD_TIMEOUT_S = 1800.0
+_LOAD_AGAIN_S = 1.0
+_LOAD_AGAIN_MAX_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class GroupManager:
         addresses: Sequence[str],
         plan: MeshPlan,
         *,
-        rendezvous: str,
+        rendezvous: Rendezvous,
         timing: Timing,
         preload: Sequence[str] = (),
         credentials: Reloading[grpc.ChannelCredentials] | None = None,
@@ -92,6 +96,10 @@ class GroupManager:
         self._preload = tuple(preload)
         policy = GroupPolicy(plan.expected, self._usable, settle_s=timing.settle)
         self._machine = GroupMachine(policy)
+        self._loop = asyncio.get_running_loop()
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._load_problems: dict[str, str] = {}
+        self._join_problems: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake: asyncio.TimerHandle | None = None
 
@@ -109,6 +117,15 @@ class GroupManager:
     def accepting(self) -> bool:
         """Whether the group takes new work."""
         return self._machine.accepting
+
+    def left_out(self) -> dict[str, str]:
+        """Nodes that answer but are kept out of the group, by address, and why."""
+        now = self._loop.time()
+        problems = dict(self._load_problems)
+        for address, until in self._machine.left_out(now).items():
+            why = self._join_problems.get(address, "it kept the group from forming")
+            problems[address] = f"left out for {until - now:.0f} s more, it failed to join: {why}"
+        return problems
 
     def start(self) -> None:
         """Begin to follow the nodes."""
@@ -131,12 +148,18 @@ class GroupManager:
         """Tell whether a job runs on the group: it is not re-formed under one."""
         self._handle(BusyChanged(busy))
 
-    def report_failure(self, epoch: int, why: str) -> None:
-        """The group of that epoch failed to form, or at its work."""
+    def report_failure(self, epoch: int, why: str, culprits: Sequence[str] = ()) -> None:
+        """The group of that epoch failed to form, perhaps by the fault of some, or at its work."""
         log.warning("epoch %d failed: %s", epoch, why)
         if epoch == self._machine.epoch:
             self.problem = why
-        self._handle(Failed(epoch))
+            self._join_problems.update(dict.fromkeys(culprits, why))
+        before = self.left_out()
+        self._handle(Failed(epoch, tuple(culprits)))
+        for address, problem in self.left_out().items():
+            if address not in before:
+                log.error("node %s is %s", address, problem)
+                telemetry.add_event("node.left_out", node=address, problem=problem)
 
     def _usable(self, healthy: int) -> int:
         """How many of so many healthy nodes a group can use."""
@@ -154,13 +177,44 @@ class GroupManager:
         )
 
     def _node_changed(self, link: NodeLink, change: Change) -> None:
+        loading = self._loading.pop(link.address, None)
+        if loading is not None:
+            loading.cancel()
+        self._load_problems.pop(link.address, None)
         match change:
+            case Change.UP if models := self._lacks(link):
+                self._loading[link.address] = self._spawn(self._load(link, models))
             case Change.UP:
                 self._handle(NodeUp(link.address, link.newest_epoch))
             case Change.DRAINING:
                 self._handle(NodeDraining(link.address))
             case Change.DOWN:
                 self._handle(NodeDown(link.address))
+
+    def _lacks(self, link: NodeLink) -> list[str]:
+        """The models that the group works with, or that it begins with, and the node has not
+        loaded.
+        """
+        wanted = self._preload
+        if self.formed is not None and self.formed.members[0].up:
+            wanted = self.formed.members[0].loaded
+        return [name for name in wanted if name not in link.loaded]
+
+    async def _load(self, link: NodeLink, models: Sequence[str]) -> None:
+        """Have a node that came load its weights while the others work; then it can join them."""
+        for attempt in itertools.count():
+            try:
+                for model in models:
+                    request = pb.LoadModelRequest(model=model)
+                    await link.stub.LoadModel(request, timeout=_LOAD_TIMEOUT_S)
+                break
+            except grpc.aio.AioRpcError as error:
+                problem = f"left out, it cannot load its models: {in_words(error)}"
+                log.error("node %s is %s", link.address, problem)
+                self._load_problems[link.address] = problem
+                await asyncio.sleep(min(_LOAD_AGAIN_S * 2**attempt, _LOAD_AGAIN_MAX_S))
+        self._load_problems.pop(link.address, None)
+        self._handle(NodeUp(link.address, link.newest_epoch))
 
     def _handle(self, event: Event) -> None:
         loop = asyncio.get_running_loop()
@@ -191,41 +245,16 @@ class GroupManager:
             self.report_failure(epoch, "the nodes have no models any more")
             return
         with telemetry.span("group.form", epoch=epoch, ranks=len(links)) as span:
-            joins = [
-                asyncio.create_task(self._join(link, epoch, rank, len(links), meshes))
-                for rank, link in enumerate(links)
-            ]
-            done, pending = await asyncio.wait(joins, return_when=asyncio.FIRST_EXCEPTION)
-            for join in pending:
-                join.cancel()
-            failures = [error for join in done if (error := join.exception()) is not None]
-            if failures:
-                span.fail(failures[0])
-                self.report_failure(epoch, _words(failures[0]))
+            failed = await join_all(links, epoch, meshes, self._rendezvous, self._timing)
+            if failed is not None:
+                span.fail(failed.error)
+                self.report_failure(epoch, in_words(failed.error), failed.culprits)
                 return
         if epoch == self._machine.epoch and self._machine.phase is GroupPhase.FORMING:
             self.formed = FormedGroup(epoch, links, meshes)
             self.problem = ""
             log.info("epoch %d formed: %s", epoch, meshes[0])
             self._handle(Formed(epoch))
-
-    async def _join(
-        self, link: NodeLink, epoch: int, rank: int, world: int, meshes: Sequence[MeshSpec]
-    ) -> None:
-        request = pb.JoinGroupRequest(
-            epoch=epoch,
-            rank=rank,
-            world_size=world,
-            rendezvous=self._rendezvous,
-            meshes=[
-                pb.MeshSpec(ranks=m.ranks, ulysses=m.ulysses, ring=m.ring, cfg=m.cfg)
-                for m in meshes
-            ],
-            timeout_seconds=self._timing.collective_timeout,
-        )
-        await link.stub.JoinGroup(request, timeout=self._timing.join_timeout)
-        for model in self._preload:
-            await link.stub.LoadModel(pb.LoadModelRequest(model=model), timeout=_LOAD_TIMEOUT_S)
 
     async def _leave(self, epoch: int, links: Sequence[NodeLink]) -> None:
         request = pb.LeaveGroupRequest(epoch=epoch)
@@ -235,20 +264,17 @@ class GroupManager:
         )
         for link, result in zip(links, results, strict=True):
             if isinstance(result, BaseException):
-                log.info("node %s did not leave epoch %d: %s", link.address, epoch, _words(result))
+                log.info(
+                    "node %s did not leave epoch %d: %s", link.address, epoch, in_words(result)
+                )
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._over)
+        return task
 
     def _over(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the group failed", exc_info=error)
-
-
-def _words(error: BaseException) -> str:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return str(from_rpc_error(error, peer="a node"))
-    return f"{type(error).__name__}: {error}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import signal
 from collections.abc import Callable
 
 import grpc
@@ -29,6 +32,8 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5_000),
 )
 _RETRY_S = 0.2
+# A process of ours that is silent for so many times in a row is not merely slow.
+_MOST_SILENCES = 2
 
 
 class NodeLink:
@@ -41,9 +46,11 @@ class NodeLink:
         silence_s: float,
         credentials: Reloading[grpc.ChannelCredentials] | None = None,
         on_change: Callable[[NodeLink, Change], None] | None = None,
+        ours: bool = False,
     ) -> None:
         """`silence_s`: how long a node may say nothing before it counts as lost. `credentials`:
-        for TLS; None calls it unencrypted.
+        for TLS; None calls it unencrypted. `ours`: it is a process beside this one, and a
+        supervisor starts it again when this one ends it because it hangs.
         """
         self.address = address
         self.view = NodeView()
@@ -51,6 +58,9 @@ class NodeLink:
         self.report: pb.WatchResponse | None = None
         self._silence_s = silence_s
         self._on_change = on_change
+        self._ours = ours
+        self._pid = 0
+        self._lost = asyncio.Event()
         self._credentials = credentials
         self._connect(None if credentials is None else credentials.current())
 
@@ -80,8 +90,18 @@ class NodeLink:
         """What is in its folder, by name; nothing while it is down."""
         return {m.model.name: m.model for m in self.report.models} if self.report else {}
 
+    async def lost(self) -> None:
+        """Returns when the node is lost; at once if it is, until it speaks again."""
+        await self._lost.wait()
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Models that it has in memory."""
+        return tuple(m.model.name for m in self.report.models if m.loaded) if self.report else ()
+
     async def watch(self) -> None:
         """Follow the node for good; run as a task."""
+        silences = 0
         while True:
             await self._renew()
             call = self.stub.Watch(pb.WatchRequest())
@@ -93,13 +113,18 @@ class NodeLink:
                     if not isinstance(report, pb.WatchResponse):
                         break
                     self.report, self.seen = report, True
+                    silences, self._pid = 0, report.pid
                     self._apply(Report(report.incarnation, report.epoch, report.draining))
-                self._apply(Lost("it closed the connection"))
+                self._ended("it closed the connection")
             except TimeoutError:
                 # Stopped, swapping or cut off: a connection alone does not tell.
-                self._apply(Lost(f"it has said nothing for {self._silence_s:g} s"))
+                silences += 1
+                why = f"it has said nothing for {silences * self._silence_s:g} s"
+                self._apply(Lost(why))
+                if silences == _MOST_SILENCES:
+                    self.hung(why)
             except grpc.aio.AioRpcError as error:
-                self._apply(Lost(error.details() or error.code().name))
+                self._ended(error.details() or error.code().name)
             finally:
                 call.cancel()
             await asyncio.sleep(_RETRY_S)
@@ -109,6 +134,15 @@ class NodeLink:
         lives.
         """
         self._apply(Lost(why))
+
+    def hung(self, why: str) -> None:
+        """It lives but does not work: it counts as lost and, if it is ours, it is ended."""
+        self.doubt(why)
+        pid, self._pid = self._pid, 0
+        if self._ours and pid:
+            log.error("%s hangs, %s: ending process %d", self.address, why, pid)
+            with contextlib.suppress(ProcessLookupError):  # it was faster
+                os.kill(pid, signal.SIGKILL)
 
     async def close(self) -> None:
         """Close the channel."""
@@ -121,10 +155,18 @@ class NodeLink:
             self._connect(self._credentials.current())
             await old.close()
 
+    def _ended(self, why: str) -> None:
+        """Its connection broke: the process may be another by now."""
+        self._pid = 0
+        self._apply(Lost(why))
+
     def _apply(self, event: Report | Lost) -> None:
         self.view, changes = lifecycle.advance(self.view, event)
         if isinstance(event, Lost):
             self.report = None
+            self._lost.set()
+        else:
+            self._lost.clear()
         for change in changes:
             log.info("node %s is %s %s", self.address, change.name.lower(), self.view.problem)
             if self._on_change is not None:

@@ -11,6 +11,8 @@ from datetime import timedelta
 
 from torch import distributed as dist
 
+from ditmesh import rendezvous
+
 
 class Rendezvous:
     """A TCPStore on a listening socket of its own (by itself it would bind every interface)."""
@@ -28,3 +30,8 @@ class Rendezvous:
             timeout=timedelta(seconds=30),
             master_listen_fd=listener.detach(),
         )
+
+    def arrived(self, epoch: int, world_size: int) -> set[int]:
+        """The ranks of an epoch that have come to meet the others. Asks the store: may block."""
+        store = dist.PrefixStore(rendezvous.prefix(epoch), self._store)  # type: ignore[attr-defined]
+        return {rank for rank in range(world_size) if store.check([rendezvous.arrival(rank)])}

@@ -95,7 +95,7 @@ class Coordinator:
         group = GroupManager(
             addresses,
             plan,
-            rendezvous=self._rendezvous.address,
+            rendezvous=self._rendezvous,
             timing=timing,
             preload=config.preload,
             credentials=config.node_tls.channel_credentials(),
@@ -106,6 +106,7 @@ class Coordinator:
                 config.local_address,
                 silence_s=timing.silence,
                 on_change=lambda link, change: cluster.local_changed(),
+                ours=True,
             )
         cluster = Cluster(group, local, settle_s=timing.settle)
         scheduler = Scheduler(
