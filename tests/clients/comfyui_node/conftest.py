@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +16,6 @@ from tests.e2e.cluster import Cluster
 from .comfyui import ComfyUI
 from .prompts import write_schnell
 
-ROOT = Path(__file__).parents[3]
-DEMO = ROOT / "models" / "pixel-portraits"
 TOKEN = "token-of-the-tests"
 TOKEN_VARIABLE = "TEST_TOKEN"
 """Where the ComfyUI of the tests has `TOKEN`."""
@@ -41,15 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two ranks with the golden model, with and without embedded guidance, and the demo model
-    where it is there.
-    """
+    """Two ranks with the golden model, with and without embedded guidance, and the demo model."""
     folder = tmp_path_factory.mktemp("cluster")
     made = Cluster(folder, ranks=2)
     for models in (folder / "models", folder / "local"):
         write_schnell(models / "tiny-schnell.safetensors")
-        if DEMO.is_dir():
-            (models / DEMO.name).symlink_to(DEMO)
     with made:
         yield made
 

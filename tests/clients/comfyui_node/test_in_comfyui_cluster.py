@@ -221,19 +221,11 @@ def test_who_is_not_let_in_is_told_why(
     assert words in comfyui.error(comfyui.start(remote))
 
 
-def test_prompts_and_pictures_need_a_model_that_has_them(comfyui: ComfyUI, lone: Cluster) -> None:
+def test_prompts_need_a_model_that_has_text_encoders(comfyui: ComfyUI) -> None:
     """The error says which models could do it."""
-    dispatcher = {"address": lone.address, "fallback": "allow", "time_limit": 0.0}
-    prompt = {
-        "where": node("XDiTDispatcher", **dispatcher),
-        "text": node(
-            "XDiTEncodePrompt",
-            **{"text": "a girl", "guidance": 3.5, "model_name": ""},
-            xdit_dispatcher=["where", 0],
-        ),
-        "sample": sampling("XDiTKSampler", "remote")["sample"],
-    }
-    full = {**sampling("XDiTKSampler", "remote"), **prompt}
-    full["sample"]["inputs"]["positive"] = ["text", 0]
-    error = comfyui.error(comfyui.start(full))
-    assert "no model that can encode prompts and decode pictures" in error
+    prompt = sampling("XDiTKSampler", "remote")
+    inputs = {"text": "a girl", "guidance": 3.5, "model_name": "tiny-flux"}
+    prompt["positive"] = node("XDiTEncodePrompt", **inputs)
+    error = comfyui.error(comfyui.start(prompt))
+    assert "no model 'tiny-flux' that can encode prompts and decode pictures" in error
+    assert "there are: pixel-portraits" in error

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from .comfyui import PACK, ComfyUI, Prompt
-from .conftest import DEMO
 from .prompts import node, sampling, write_lora
 from .workflow_api import to_prompt
 
@@ -63,7 +62,6 @@ def pictures(comfyui: ComfyUI, outputs: dict[str, Any]) -> list[Any]:
     return [np.asarray(Image.open(comfyui.file(entry)), np.int16) for entry in files]
 
 
-@pytest.mark.skipif(not DEMO.is_dir(), reason="the demo model is not there")
 @pytest.mark.parametrize("name", ["text_to_image_demo", "inpaint_demo", "lora_remote_model"])
 def test_example_workflows_give_ksamplers_pictures(comfyui: ComfyUI, name: str) -> None:
     """Each runs as it is, and as it is with KSampler in place of our sampler."""
