@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from training.portraits.dataset import Batch, Batches, Words
 from training.portraits.models import Trainable
-from training.portraits.readout import Readout
+from training.portraits.readout import Reading, Readout
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class TrainConfig:
 
     word_steps: int = 1_500
     word_batch: int = 64
-    steps: int = 5_500
-    batch: int = 32
-    learning_rate: float = 1.5e-3
-    warmup: int = 200
+    steps: int = 12_000
+    batch: int = 16
+    learning_rate: float = 1.2e-3
+    warmup: int = 100
     decay_share: float = 0.35
-    """The last part of the run, over which the learning rate falls to nothing."""
+    """The last part of each stage, over which the learning rate falls to nothing."""
+    text_rate: float = 0.3
+    """Learning rate of the text encoders beside the transformer's, once they know their words."""
     weight_decay: float = 0.01
     ema: float = 0.997
     readout_weight: float = 0.3
@@ -43,9 +45,16 @@ class TrainConfig:
     sheet_every: int = 1000
 
     def learning_rate_at(self, step: int) -> float:
+        """Rate of the transformer at a step of the joint stage."""
+        return self._rate(step, self.steps)
+
+    def word_rate_at(self, step: int) -> float:
+        """Rate of the text encoders at a step of their own stage."""
+        return self._rate(step, self.word_steps)
+
+    def _rate(self, step: int, steps: int) -> float:
         """Warm-up, then constant, then a straight line to zero."""
-        decay_steps = max(1, round(self.steps * self.decay_share))
-        left = (self.steps - step) / decay_steps
+        left = (steps - step) / max(1, round(steps * self.decay_share))
         return self.learning_rate * max(0.0, min(1.0, (step + 1) / self.warmup, left))
 
 
@@ -63,8 +72,9 @@ class Trainer:
         self.word_step = 0
         self.seconds = 0.0
         self.readout = Readout(self.model.t5.config.d_model).to(self.device)
-        groups = _parameter_groups(self.model, config.weight_decay)
-        groups.append({"params": list(self.readout.parameters()), "weight_decay": 0.0})
+        groups = _parameter_groups(self.model.transformer, config.weight_decay, rate=1.0)
+        for encoder in (self.model.clip, self.model.t5, self.readout):
+            groups += _parameter_groups(encoder, config.weight_decay, rate=config.text_rate)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
 
     def run(self, on_sheet: Callable[[int], None] | None = None) -> None:
@@ -106,7 +116,7 @@ class Trainer:
     def words_step(self, words: Words) -> float:
         """One step of the text encoders alone; returns the loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * min(1.0, (self.word_step + 1) / 50)
+            group["lr"] = self.config.word_rate_at(self.word_step)
         loss = self._words_loss(words, *self._encode(words))
         torch.autograd.backward(loss)
         self._clip_text()
@@ -121,8 +131,8 @@ class Trainer:
 
     def _words_loss(self, words: Words, pooled: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         target = {name: values.to(self.device) for name, values in words.attributes.items()}
-        loss: torch.Tensor = self.readout(pooled, text, target)
-        return loss
+        reading: Reading = self.readout(pooled, text, target)
+        return reading.loss
 
     def _clip_text(self) -> None:
         nn.utils.clip_grad_norm_([*self.model.clip.parameters(), *self.model.t5.parameters()], 1.0)
@@ -130,7 +140,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> tuple[float, float]:
         """One step of the optimizer; returns the losses of pictures and of words."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate_at(self.step)
+            group["lr"] = group["rate"] * self.config.learning_rate_at(self.step)
         clean, noise = batch.clean.to(self.device), batch.noise.to(self.device)
         sigma = batch.sigma.to(self.device)
         level = sigma[:, None, None]
@@ -184,7 +194,7 @@ class Trainer:
         return True
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def _parameter_groups(model: nn.Module, weight_decay: float, rate: float) -> list[dict[str, Any]]:
     """Decays matrices only, not biases, norms or embeddings."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -192,6 +202,6 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
         embeds = "embedding" in name or "shared" in name or "relative_attention" in name
         (plain if parameter.ndim < 2 or embeds else decayed).append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay, "rate": rate},
+        {"params": plain, "weight_decay": 0.0, "rate": rate},
     ]
