@@ -44,7 +44,7 @@ def coordinator(address: str) -> int:
     server, _ = serve(fake, address)
     while not stopped:
         signal.sigtimedwait([], 0.05)
-    server.stop(1.0).wait()
+    server.stop(10.0).wait()  # a job that is being cancelled ends with its step
     return 0
 
 
