@@ -126,9 +126,7 @@ def start_xfuser(rank: int, world_size: int) -> None:
     ATTENTION_FUNCTION_REGISTRY["plain"] = _attention
 
 
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, **options: Any
-) -> tuple[Tensor, Tensor]:
+def _attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     """With the log-sum-exp, which xfuser's ring asks for even where it has a single rank."""
     aten = torch.ops.aten
     if query.device.type == "cpu":

@@ -15,10 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
+from bench.synthetic import CALLS_VARIABLE
 from ditmesh.cli.exit_codes import guarded
 from ditmesh.cli.processes import LocalCluster, free_ports
 from ditmesh.client import Client
@@ -46,7 +48,8 @@ class BenchCluster:
         preload: Sequence[str] = (),
         trace_file: Path | None = None,
         calls: Path | None = None,
-        mesh: str = "auto",
+        device: Literal["cpu", "cuda"] = "cpu",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """`calls`: where rank 0 notes its forward passes, see `synthetic`. Logs go to `folder`."""
         first = free_ports(nodes + 1)
@@ -56,7 +59,7 @@ class BenchCluster:
             dtype=dtype,
             port=first,
             node_port=first + 1,
-            mesh=mesh,
+            device=device,
             local=local,
             preload=tuple(preload),
             trace_file=trace_file,
@@ -64,15 +67,15 @@ class BenchCluster:
         self.address = self._cluster.address
         self.node_addresses = self._cluster.node_addresses
         self._log = folder / f"cluster-{first}.log"
-        self._calls = calls
+        self._environment = {**(environment or {})}
+        if calls is not None:
+            self._environment[CALLS_VARIABLE] = str(calls)
         self.process: subprocess.Popen[bytes] | None = None
         self.client = Client(self.address)
 
     def __enter__(self) -> BenchCluster:
         options = dataclasses.asdict(self._cluster)
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        if self._calls is not None:
-            environment[_calls_variable()] = str(self._calls)
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", **self._environment}
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "bench.cluster", json.dumps(options, default=str)],
@@ -140,13 +143,6 @@ class BenchCluster:
 def end_with_parent() -> None:
     """In a child before its program starts: SIGTERM when the benchmark itself is killed."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _calls_variable() -> str:
-    # Not at the top: it imports torch, which a client process has no use for.
-    from bench.synthetic import CALLS_VARIABLE
-
-    return CALLS_VARIABLE
 
 
 def _supervise(options: str) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import torch
 
-from bench import synthetic
+from bench import flux_shaped, synthetic
 from ditmesh.executor.device import torch_dtype
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.models import ModelCache
@@ -31,6 +32,11 @@ def run(config: NodeConfig) -> int:
 
     def load(info: ModelInfo) -> torch.nn.Module:
         made = synthetic.make(info.name, dtype)
+        if made is None and info.name.startswith(flux_shaped.PREFIX):
+            cls = runtime.transformer_class(info.family)
+            made = flux_shaped.random_transformer(cls, info.config, device, dtype)
+            if os.environ.get(flux_shaped.COMPILE_VARIABLE):
+                flux_shaped.compile_blocks(made)
         return load_transformer(info, device=device, dtype=dtype) if made is None else made
 
     def make_engine() -> tuple[Engine, torch.device]:

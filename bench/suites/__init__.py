@@ -7,7 +7,16 @@ from typing import cast
 
 from bench.measure import Suite
 
-NAMES = ("overhead",)
+NAMES = (
+    "overhead",
+    "fanout",
+    "predict",
+    "scaling",
+    "busy",
+    "startup",
+    "tracing",
+    "gpu",
+)
 
 
 def suite(name: str) -> Suite:
