@@ -92,6 +92,16 @@ def references_resolve(manifests: list[Manifest]) -> Iterator[str]:
                 yield f"{workload.name}: there is no {kind} {what}"
 
 
+def renewals_reach_pods(manifests: list[Manifest]) -> Iterator[str]:
+    """Secrets are mounted as folders: the kubelet never updates a file mounted by `subPath`."""
+    for workload in workloads(manifests):
+        secrets = {v["name"] for v in workload.spec.get("volumes", []) if "secret" in v}
+        for container in workload.containers():
+            for mount in container.get("volumeMounts", []):
+                if mount["name"] in secrets and ("subPath" in mount or "subPathExpr" in mount):
+                    yield f"{workload.name} {container['name']}: {mount['name']} is never renewed"
+
+
 def options_exist(manifests: list[Manifest]) -> Iterator[str]:
     """The programs take the arguments that their containers are given."""
     for workload in workloads(manifests):
@@ -168,6 +178,7 @@ RULES = (
     pods_are_restricted,
     images_are_pinned,
     references_resolve,
+    renewals_reach_pods,
     options_exist,
     pods_may_finish,
     probes_ask_health,

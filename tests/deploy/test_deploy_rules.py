@@ -43,6 +43,12 @@ def _main(spec: dict[str, Any]) -> dict[str, Any]:
     return container
 
 
+def _mount_one_file(spec: dict[str, Any]) -> None:
+    spec["volumes"].append({"name": "tls", "secret": {"secretName": "ditmesh-node-tls"}})
+    mount = {"name": "tls", "mountPath": "/etc/ditmesh/tls.crt", "subPath": "tls.crt"}
+    _main(spec)["volumeMounts"].append(mount)
+
+
 CASES: list[tuple[rules.Rule, Break, str]] = [
     (
         pod_rules.pods_are_restricted,
@@ -90,6 +96,7 @@ CASES: list[tuple[rules.Rule, Break, str]] = [
         lambda m: _node(m).update(volumes=_node(m)["volumes"][1:]),
         "no volume models",
     ),
+    (pod_rules.renewals_reach_pods, lambda m: _mount_one_file(_node(m)), "tls is never renewed"),
     (
         pod_rules.options_exist,
         lambda m: _main(_node(m))["args"].append("--no-such-option=1"),
