@@ -42,6 +42,10 @@ from ditmesh.v1 import node_pb2, sampler_pb2
 _AFTERMATH_S = 0.5
 # Streams kept open for calls: each holds a thread on every member.
 _MAX_LANES = 4
+# A model may come from a cold network disk, or wait for the job before.
+_PREPARE_S = 1800.0
+# One call of the transformer, which may compile first.
+_CALL_S = 300.0
 
 # A member that ends a stream so is shutting down, cut off, or in another group by now.
 _GONE = (Unavailable, StaleEpoch, JobCancelled)
@@ -109,7 +113,8 @@ class Executor:
         prepared = PreparedRun([MemberRun(link) for link in self.members])
         try:
             with telemetry.span("prepare"), Share(job.tensors) as share:
-                await self._together([run.prepare(order, share) for run in prepared.runs])
+                steps = [run.prepare(order, share) for run in prepared.runs]
+                await self._together(steps, limit_s=_PREPARE_S)
         except BaseException:
             prepared.close()
             raise
@@ -169,8 +174,8 @@ class Executor:
             self._lanes[model.key] = lane
         try:
             with Share(tensors) as share:
-                await self._together(lane.prepare(call, share))
-            answers = await self._together(lane.compute())
+                await self._together(lane.prepare(call, share), limit_s=_PREPARE_S)
+            answers = await self._together(lane.compute(), limit_s=_CALL_S)
         except BaseException:
             # Half a call may be on its way: these streams cannot be used again. When the group was
             # found lost meanwhile, `close` has dropped them already.
@@ -191,31 +196,43 @@ class Executor:
         self._lanes.clear()
 
     async def _together(
-        self, steps: Sequence[Coroutine[Any, Any, T]], *, led: bool = False
+        self,
+        steps: Sequence[Coroutine[Any, Any, T]],
+        *,
+        led: bool = False,
+        limit_s: float | None = None,
     ) -> list[T]:
         """All results, or the most telling error once the others have had a moment to end.
 
         When the work is `led`, the first member's result is enough: the others have a moment to
-        end as well, and whatever becomes of them is found out by the next work.
+        end as well, and whatever becomes of them is found out by the next work. A member that is
+        found lost, or that takes longer than `limit_s`, is an error too.
         """
         tasks = [asyncio.create_task(step) for step in steps]
+        losses = [asyncio.create_task(link.lost()) for link in self.members]
         try:
-            pending = set(tasks)
-            while pending and not (led and tasks[0].done()) and not any(map(_failed, tasks)):
-                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            if pending:
-                await asyncio.wait(pending, timeout=_AFTERMATH_S)
+            late = await _until_decided(tasks, losses, led, limit_s)
+            gone = [rank for rank, loss in enumerate(losses) if loss.done()]
+            problems = {rank: f"is gone ({self.members[rank].view.problem})" for rank in gone}
+            if late:
+                problems = dict.fromkeys(late, f"has not answered for {limit_s:g} s")
+            if not all(task.done() for task in tasks):
+                await asyncio.wait(tasks, timeout=_AFTERMATH_S)
         finally:
-            for task in tasks:
+            for task in (*tasks, *losses):
                 task.cancel()
-        failures = [(rank, error) for rank, task in enumerate(tasks) if (error := _failed(task))]
         if led and tasks[0].done() and not _failed(tasks[0]):
             return [tasks[0].result()]
+        failures = [(rank, error) for rank, task in enumerate(tasks) if (error := _failed(task))]
         if failures:
             raise self._cause(failures)
-        cancelled = [rank for rank, task in enumerate(tasks) if task.cancelled()]
-        if cancelled:
-            raise self._lost(cancelled[0], "was given up")
+        # Those that were cancelled just now have not noticed yet.
+        unfinished = [rank for rank, t in enumerate(tasks) if not t.done() or t.cancelled()]
+        if unfinished:
+            for rank in late:
+                self.members[rank].hung(problems[rank])
+            rank, what = next(iter(problems.items()), (unfinished[0], "was given up"))
+            raise self._lost(rank, what)
         return [task.result() for task in tasks]
 
     def _cause(self, failures: Sequence[tuple[int, BaseException]]) -> BaseException:
@@ -255,6 +272,26 @@ def _translate(error: BaseException) -> BaseException:
         # gRPC's own words: ours are for a user who could check the address.
         return Unavailable(error.details() or "its stream broke")
     return known
+
+
+async def _until_decided(
+    tasks: Sequence[asyncio.Task[Any]],
+    losses: Sequence[asyncio.Task[None]],
+    led: bool,
+    limit_s: float | None,
+) -> list[int]:
+    """Wait until all is done, or it is clear that it will not be; the ranks that took too long."""
+    end = None if limit_s is None else time.monotonic() + limit_s
+    while True:
+        pending = [task for task in tasks if not task.done()]
+        if not pending or (led and tasks[0].done()) or any(map(_failed, tasks)):
+            return []
+        if any(loss.done() for loss in losses):
+            return []
+        left = None if end is None else end - time.monotonic()
+        if left is not None and left <= 0:
+            return [rank for rank, task in enumerate(tasks) if not task.done()]
+        await asyncio.wait((*pending, *losses), timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _forward(stop: StopRequest, leader: MemberRun) -> None:

@@ -87,6 +87,7 @@ class MemberRun:
                 async with asyncio.timeout(patience):
                     message = await self._read("state", "result", "done")
             except TimeoutError:
+                self.link.hung(f"has done no step in {patience:.0f} s")
                 raise Unavailable(f"no step was done in {patience:.0f} s") from None
             if message.HasField("state"):
                 update = message.state

@@ -136,11 +136,13 @@ class NodeLink:
         self._apply(Lost(why))
 
     def hung(self, why: str) -> None:
-        """It lives but does not work: it counts as lost and, if it is ours, it is ended."""
-        self.doubt(why)
+        """It lives but does not work. If it is ours, it is ended, and started again by whoever did
+        that first; another node is freed by leaving its group.
+        """
         pid, self._pid = self._pid, 0
         if self._ours and pid:
-            log.error("%s hangs, %s: ending process %d", self.address, why, pid)
+            self.doubt(why)
+            log.error("process %d at %s %s: ending it", pid, self.address, why)
             with contextlib.suppress(ProcessLookupError):  # it was faster
                 os.kill(pid, signal.SIGKILL)
 

@@ -175,8 +175,9 @@ class PredictCalls:
         cells: int,
     ) -> tuple[WireTensor, str, str]:
         """The output, who made it, and why it was not the group if it was not."""
-        excluded = ""
-        for attempt in range(_MAX_ATTEMPTS):
+        excluded, attempt = "", 0
+        while True:
+            attempt += 1
             claim = Claim(
                 model=opened.model,
                 policy=POLICIES[opened.fallback],
@@ -184,16 +185,19 @@ class PredictCalls:
                 steps_left=1,
                 group_excluded=excluded,
             )
-            grant = await self._scheduler.acquire(claim, first=attempt > 0)
+            grant = await self._scheduler.acquire(claim, first=attempt > 1)
             started = time.monotonic()
             try:
                 output = await grant.executor.predict(model, call, tensors)
             except ExecutorFailed as error:
-                if grant.executor.name == "local":
+                if attempt == _MAX_ATTEMPTS:
                     raise
-                if isinstance(error, GroupLost):
+                if grant.executor.name == "local":
+                    self._cluster.local_failed(error.message)
+                elif isinstance(error, GroupLost):
                     self._cluster.group_failed(grant.executor, str(error))
-                if not isinstance(error, GroupLost) or attempt:
+                    excluded = error.reason if attempt > 1 else ""
+                else:
                     excluded = error.reason
                 continue
             finally:
@@ -205,7 +209,6 @@ class PredictCalls:
             self._metrics.predict_answered(executor=name, outcome="OK")
             self._note(grant.decision.reason, name, opened)
             return output, name, grant.decision.reason
-        raise ExecutorFailed(f"no executor answered in {_MAX_ATTEMPTS} attempts")
 
     def _note(self, reason: str, executor: str, opened: pb.PredictOpen) -> None:
         if reason and POLICIES[opened.fallback] is not Policy.LOCAL_ONLY:

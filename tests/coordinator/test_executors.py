@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from coordinator.executors import Executor, StopRequest
 from coordinator.lifecycle.node import NodePhase, NodeView
+from coordinator.lifecycle.patience import Patience
 from coordinator.member import RunEnd, StepReport
 from coordinator.nodes import NodeLink
 from ditmesh import errors, shared_memory
@@ -312,5 +315,55 @@ def test_memory_that_cannot_be_had_is_done_without(monkeypatch: pytest.MonkeyPat
             monkeypatch.setattr(shared_memory.Memory, "add", full)
             await work(made)
             assert all(node.came[0] > 0 for node in nodes)
+
+    run(test())
+
+
+@pytest.mark.parametrize("stage", ["receive", "prepare", "step0"])
+def test_a_member_that_falls_silent_ends_the_run_at_any_stage(stage: str) -> None:
+    """Whatever its stream does: its link knows first, and the others are not waited for."""
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+            nodes[0].at[stage] = hanging
+            nodes[1].at["end"] = hanging
+            working = asyncio.create_task(work(made))
+            await until(lambda: nodes[0].came or stage == "receive")
+            made.members[0].doubt("it has said nothing for 5 s")
+            with pytest.raises(errors.GroupLost, match=r"rank 0 .* said nothing for 5 s"):
+                await asyncio.wait_for(working, 5.0)
+
+    run(test())
+
+
+def test_a_member_that_never_gets_ready_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load that hangs has an end."""
+    monkeypatch.setattr("coordinator.executors._PREPARE_S", 0.3)
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+            nodes[1].at["prepare"] = hanging
+            with pytest.raises(errors.GroupLost, match=r"rank 1 .* not answered for 0.3 s"):
+                await work(made)
+
+    run(test())
+
+
+@pytest.mark.parametrize("stage", ["prepare", "step1"])
+def test_a_local_sampler_that_hangs_is_ended(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its supervisor starts it again; the job can go on. It lives, so nothing else would end it."""
+    monkeypatch.setattr("coordinator.executors._PREPARE_S", 0.3)
+    monkeypatch.setattr("coordinator.executors.Patience", lambda: Patience(first_s=0.5))
+
+    async def test() -> None:
+        async with executor("local") as (made, nodes):
+            nodes[0].at[stage] = hanging
+            process = subprocess.Popen(["sleep", "60"])
+            (link,) = made.members
+            link._ours, link._pid = True, process.pid
+            with pytest.raises(errors.ExecutorFailed, match="the local sampler"):
+                await work(made)
+            assert process.wait(5.0) == -signal.SIGKILL
+            assert not link.up
 
     run(test())

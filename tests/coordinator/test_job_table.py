@@ -22,9 +22,7 @@ from ditmesh.errors import (
     Overloaded,
     Unavailable,
 )
-from ditmesh.exchange import chunks
-from ditmesh.rpc_status import from_rpc_error, from_status_bytes
-from ditmesh.tensors import WireTensor
+from ditmesh.rpc_status import from_rpc_error
 from ditmesh.v1 import job_pb2, tensor_pb2
 from ditmesh.v1 import sampler_pb2 as pb
 from tests.coordinator.client import read_all, served
@@ -475,49 +473,6 @@ def test_who_sends_too_slowly_gives_way(short_of: str) -> None:
             assert [r.job_id for r in s.world.jobs._records.values()] == ["other"]
 
     run(test())
-
-
-def test_single_calls_share_the_budget_of_bytes() -> None:
-    """A call that does not fit is refused for now and its stream goes on; in the end nothing is
-    held.
-    """
-    x = 4 * 16 * 16
-    call_bytes = 2 * x + 4 * (128 + 32)
-
-    async def test() -> None:
-        async with served(limits=Limits(in_flight_bytes=call_bytes + 100)) as s:
-            stream = s.stub.Predict()
-            await stream.write(pb.PredictRequest(open=pb.PredictOpen(model="tiny")))
-            with s.world.jobs.reserved(200):
-                await stream.write(pb.PredictRequest(call=make_call(1)[0]))
-                refused = (await stream.read()).error
-                assert isinstance(from_status_bytes(refused.status), Overloaded)
-            call, tensors = make_call(2)
-            await stream.write(pb.PredictRequest(call=call))
-            needed = (await stream.read()).needed
-            assert s.world.jobs.bytes_in_flight == call_bytes
-            for chunk in chunks(tensors, needed.tensors):
-                await stream.write(pb.PredictRequest(chunk=chunk))
-            assert (await stream.read()).result.call_id == 2
-            assert (await stream.read()).HasField("chunk")
-            await stream.done_writing()
-            assert await stream.read() is grpc.aio.EOF
-            assert s.world.jobs.bytes_in_flight == 0
-
-    run(test())
-
-
-def make_call(call_id: int) -> tuple[pb.PredictCall, list[WireTensor]]:
-    """A call on an empty 4x4 latent."""
-    tensors = [f32(1, 16, 4, 4), f32(1, 2, 64), f32(1, 32)]
-    call = pb.PredictCall(
-        call_id=call_id,
-        x=0,
-        timestep=[0.5],
-        conditioning=job_pb2.Conditioning(text=1, pooled=2),
-        tensors=[tensor.spec.to_proto() for tensor in tensors],
-    )
-    return call, tensors
 
 
 def test_a_thousand_cancelled_jobs_leave_nothing() -> None:
