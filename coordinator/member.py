@@ -26,11 +26,12 @@ _Call = grpc.aio.StreamStreamCall[node_pb2.RunRequest, node_pb2.RunResponse]
 
 @dataclass(frozen=True)
 class StepReport:
-    """A step that an executor finished."""
+    """A step that an executor finished; with the state after it, if that came."""
 
-    snapshot: Snapshot
+    step: int
     sigma: float
     preview: tensor_pb2.InlineTensor | None
+    snapshot: Snapshot | None
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class MemberRun:
                 update = message.state
                 parts = await self._tensors(update.tensors, "state.tensors")
                 preview = update.preview if update.HasField("preview") else None
-                on_step(StepReport(Snapshot(update.state, parts), update.sigma, preview))
+                snapshot = Snapshot(update.state, parts) if parts else None
+                on_step(StepReport(update.state.step, update.sigma, preview, snapshot))
             elif message.HasField("result"):
                 result = message.result
                 with telemetry.span("result"):

@@ -131,8 +131,13 @@ class JobRecord:
         return effects
 
     @property
+    def reached(self) -> int:
+        """Steps finished, with those whose state did not come."""
+        return max(self.step, self.segments[-1].end_step if self.segments else 0)
+
+    @property
     def step(self) -> int:
-        """Steps finished."""
+        """Steps finished in the newest state: the job goes on from there."""
         return self.snapshot.step if self.snapshot is not None else self.admitted.first_step
 
     def current_job(self) -> Job:
@@ -186,12 +191,11 @@ class JobRecord:
             self.started_at = time.monotonic()
 
     def step_done(self, report: StepReport) -> None:
-        """Keep the state and tell the listeners."""
-        self.snapshot = report.snapshot
+        """Tell the listeners."""
         segment = self.segments[-1]
-        segment.end_step = report.snapshot.step
+        segment.end_step = report.step
         progress = pb.Progress(
-            step=report.snapshot.step,
+            step=report.step,
             steps=self.admitted.steps,
             sigma=report.sigma,
             executor=segment.executor,

@@ -207,16 +207,21 @@ class Runner:
 
         def on_step(report: StepReport) -> None:
             nonlocal last
+            if report.snapshot is not None:
+                record.snapshot = report.snapshot
+                self._journal.stepped(record)
+            if report.step <= record.segments[-1].end_step:
+                # Known already: only its state was missing.
+                return
             now = time.monotonic()
             self._metrics.step_done(executor=executor.name, seconds=now - last)
             if last > started:
                 # The first step's time has warming up in it.
                 self._cluster.note_step(executor, record.admitted.spec.model, cells, now - last)
             # Here too: what a rank recorded dies with it.
-            span.event("step", step=report.snapshot.step, sigma=report.sigma, seconds=now - last)
+            span.event("step", step=report.step, sigma=report.sigma, seconds=now - last)
             last = now
             record.step_done(report)
-            self._journal.stepped(record)
 
         try:
             with telemetry.span(
@@ -249,7 +254,7 @@ class Runner:
             return
         if end.stopped == node_pb2.STOP_REASON_DEADLINE:
             record.error = record.error or DeadlineExceeded(
-                f"the deadline passed after {record.step} of {record.admitted.steps} steps"
+                f"the deadline passed after {record.reached} of {record.admitted.steps} steps"
             )
         record.error = record.error or JobCancelled("the job was cancelled")
         self.apply(record, JobEvent.STOPPED)

@@ -58,14 +58,17 @@ def encode_state(state: State) -> tuple[job_pb2.JobState, tuple[WireTensor, ...]
     return message, tuple(from_torch(t) for t in tensors)
 
 
+def progress_message(done: StepDone) -> node_pb2.StateUpdate:
+    """The announcement of a step whose state does not come."""
+    return node_pb2.StateUpdate(state=job_pb2.JobState(step=done.state.step), sigma=done.sigma)
+
+
 def state_messages(
-    done: StepDone, preview: tensor_pb2.InlineTensor | None = None
+    done: StepDone,
 ) -> tuple[node_pb2.StateUpdate, Iterator[tensor_pb2.TensorChunk]]:
     """The announcement of a state, and the chunks that follow it."""
     message, tensors = encode_state(done.state)
     update = node_pb2.StateUpdate(
         tensors=[t.spec.to_proto() for t in tensors], state=message, sigma=done.sigma
     )
-    if preview is not None:
-        update.preview.CopyFrom(preview)
     return update, chunks(tensors, range(len(tensors)))

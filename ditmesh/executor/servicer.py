@@ -35,10 +35,15 @@ _HEARTBEAT_S = 1.0
 
 @dataclass(frozen=True)
 class ServicerLimits:
-    """Bytes that one request may declare, and bytes of repeated tensors to keep."""
+    """What one request may take, what is kept, and how often states are sent."""
 
     max_request_bytes: int = 1 << 30
+    """Tensors that one request may declare."""
     content_bytes: int = 256 << 20
+    """Tensors that repeat, kept for later requests."""
+    state_every_s: float = 0.1
+    """A job's state goes to the coordinator at most this often: if all ranks are lost at once, so
+    much work has to be done again, and what is sent meanwhile is not worth its bytes."""
 
 
 class NodeServicer(node_pb2_grpc.NodeServiceServicer):
@@ -135,6 +140,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                 self._keeper,
                 device=self._device,
                 max_bytes=self._limits.max_request_bytes,
+                state_every_s=self._limits.state_every_s,
             )
             with self._at_work():
                 yield from session.serve(request_iterator, context)

@@ -4,69 +4,29 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor as ThreadPool
-from concurrent.futures import Future
 
 import grpc
-import numpy as np
 import torch
-from torch import Tensor
 
 from ditmesh import telemetry
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, ExecutorFailed, ProtocolError
-from ditmesh.exchange import chunks
 from ditmesh.executor.control import GO_ON, Control, StopFlag
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.inputs import LateModel, build_task
-from ditmesh.executor.keeper import StateKeeper, encode_state, state_messages
+from ditmesh.executor.keeper import StateKeeper
 from ditmesh.executor.loop import Outcome, SpanMaker, StepDone, Task, no_span, run
 from ditmesh.executor.receiving import asking, receive
+from ditmesh.executor.reporting import Outbox, StepReports, result_messages
 from ditmesh.executor.weight_patches import patch_set
-from ditmesh.jobs import PREVIEW_BYTES, Job
-from ditmesh.models.latents import LatentFormat
-from ditmesh.tensors import WireTensor
-from ditmesh.torch_tensors import from_torch
-from ditmesh.v1 import job_pb2, node_pb2, sampler_pb2, tensor_pb2
+from ditmesh.jobs import Job
+from ditmesh.v1 import node_pb2
 
 log = logging.getLogger(__name__)
-
-# States that wait for a slow coordinator; it needs the newest only.
-_MOST_UNSENT = 8
-
-
-class _Outbox:
-    """From the torch thread to the stream's: the newest states in order, then the outcome."""
-
-    def __init__(self) -> None:
-        self._states: deque[StepDone] = deque(maxlen=_MOST_UNSENT)
-        self._outcome: Future[Outcome] | None = None
-        self._changed = threading.Condition()
-
-    def put(self, done: StepDone) -> None:
-        """A step is done."""
-        with self._changed:
-            self._states.append(done)
-            self._changed.notify()
-
-    def end(self, outcome: Future[Outcome]) -> None:
-        """The run has ended."""
-        with self._changed:
-            self._outcome = outcome
-            self._changed.notify()
-
-    def get(self) -> StepDone | Future[Outcome]:
-        """The next state, or once none is left and the run has ended, its outcome."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._states or self._outcome is not None)
-            if self._states or self._outcome is None:
-                return self._states.popleft()
-            return self._outcome
 
 
 class RunSession:
@@ -81,14 +41,17 @@ class RunSession:
         *,
         device: torch.device,
         max_bytes: int,
+        state_every_s: float,
     ) -> None:
+        """`max_bytes`: of one request's tensors. `state_every_s`: see `ServicerLimits`."""
         self._engine = engine
         self._device = device
         self._torch_thread = torch_thread
         self._store = store
         self._keeper = keeper
         self._max_bytes = max_bytes
-        self._outbox = _Outbox()
+        self._state_every_s = state_every_s
+        self._outbox = Outbox()
 
     def serve(
         self, requests: Iterator[node_pb2.RunRequest], context: grpc.ServicerContext
@@ -185,13 +148,16 @@ class RunSession:
             here.run, self._work, task, take_model, control, publish, self._span_maker(mesh)
         )
         future.add_done_callback(self._outbox.end)
+        reports = StepReports(job.spec, task.latent_format, self._state_every_s)
         while isinstance(item := self._outbox.get(), StepDone):
             span.event("step", step=item.state.step, sigma=item.sigma, seconds=item.seconds)
-            yield from _step_messages(item, job.spec, task.latent_format)
+            yield from reports.messages(item)
         outcome = item.result()
         if leads and outcome.stopped == GO_ON:
             with telemetry.span("send"):
-                yield from _result_messages(outcome, job.spec)
+                yield from result_messages(outcome, job.spec)
+        elif leads:
+            yield from reports.rest()
         done = node_pb2.RunDone(stopped=outcome.stopped, seconds=time.monotonic() - started)
         yield node_pb2.RunResponse(done=done)
 
@@ -241,43 +207,3 @@ def _listen(requests: Iterator[node_pb2.RunRequest], flag: StopFlag) -> None:
     except grpc.RpcError:
         # The stream broke; the context's callback has set the flag.
         log.debug("run stream closed by the coordinator")
-
-
-def _step_messages(
-    done: StepDone, spec: job_pb2.JobSpec, latent_format: LatentFormat
-) -> Iterator[node_pb2.RunResponse]:
-    every = spec.preview.every_steps if spec.HasField("preview") else 0
-    preview = None
-    if every and done.state.step % every == 0 and done.denoised is not None:
-        preview = _preview(done.denoised, latent_format)
-    update, pieces = state_messages(done, preview)
-    yield node_pb2.RunResponse(state=update)
-    for chunk in pieces:
-        yield node_pb2.RunResponse(chunk=chunk)
-
-
-def _preview(denoised: Tensor, latent_format: LatentFormat) -> tensor_pb2.InlineTensor:
-    # Thinned out, so that a picture of any size fits in a message.
-    nbytes = 3 * denoised.numel() // denoised.shape[1]
-    stride = math.ceil(math.sqrt(nbytes / PREVIEW_BYTES))
-    latents = denoised[..., ::stride, ::stride].float().cpu().numpy()
-    pictures = np.stack([latent_format.preview_rgb(latent) for latent in latents])
-    tensor = WireTensor.from_numpy(pictures)
-    return tensor_pb2.InlineTensor(spec=tensor.spec.to_proto(), data=bytes(tensor.data))
-
-
-def _result_messages(outcome: Outcome, spec: job_pb2.JobSpec) -> Iterator[node_pb2.RunResponse]:
-    tensors: tuple[WireTensor, ...] = (from_torch(outcome.latent),)
-    result = sampler_pb2.SampleResult(latent=0)
-    if spec.return_state:
-        message, extra = encode_state(outcome.state)
-        message.latent += 1
-        # A copy: a protobuf map must not be written to while it is walked.
-        for name in list(message.history):
-            message.history[name] += 1
-        tensors += extra
-        result.state.CopyFrom(message)
-    result.tensors.extend(t.spec.to_proto() for t in tensors)
-    yield node_pb2.RunResponse(result=result)
-    for chunk in chunks(tensors, range(len(tensors))):
-        yield node_pb2.RunResponse(chunk=chunk)

@@ -290,7 +290,7 @@ class FakeExecutor:
                 return RunEnd(stop.reason, None, ())
             revision = SAMPLERS[spec.sampler].revision
             state = job_pb.JobState(step=step + 1, sampler_revision=revision, latent=0)
-            on_step(StepReport(Snapshot(state, (latent,)), 0.5, None))
+            on_step(StepReport(step + 1, 0.5, None, Snapshot(state, (latent,))))
             await asyncio.sleep(0)
         result = pb.SampleResult(tensors=[latent.spec.to_proto()], latent=0)
         return RunEnd(node_pb2.STOP_REASON_UNSPECIFIED, result, (latent,))

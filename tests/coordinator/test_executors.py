@@ -141,7 +141,7 @@ async def work(
 ) -> RunEnd:
     def on_step(report: StepReport) -> None:
         if steps is not None:
-            steps.append(report.snapshot.step)
+            steps.append(report.step)
 
     spec, tensors = make_job(tensors=[f32(700_000)])
     job = Job(spec, tuple(tensors))

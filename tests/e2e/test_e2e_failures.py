@@ -91,8 +91,12 @@ def check_trace(cluster: Cluster, result: SampleResult, *, killed: int) -> None:
         }
     )
 
+    names = {name for _, name in wanted}
+
     def told() -> Counter[tuple[str, str]]:
-        return Counter((span["service"], span["name"]) for span in cluster.trace(trace_id))
+        """How often each span came that says who had the job; further ones say what it did."""
+        spans = [span for span in cluster.trace(trace_id) if span["name"] in names]
+        return Counter((span["service"], span["name"]) for span in spans)
 
     cluster.wait(lambda: told() >= wanted, "every span of the trace")
     story = render_trace(cluster.spans, trace_id)
@@ -112,7 +116,11 @@ def check_trace(cluster: Cluster, result: SampleResult, *, killed: int) -> None:
     for node in (span for span in spans if span["name"] == "ditmesh.v1.NodeService/Run"):
         run = first if node["service"] == "gpu_node" else second
         assert by_id[node["parent_span_id"]] is run, story
-    (local,) = (span for span in spans if span["service"] == "local_sampler")
+    (local,) = (
+        span
+        for span in spans
+        if span["service"] == "local_sampler" and span["name"] == "ditmesh.v1.NodeService/Run"
+    )
     done = [event["attributes"]["ditmesh.step"] for event in local["events"]]
     assert done == list(range(result.summary.segments[1].first_step + 1, LONG.steps + 1)), story
 

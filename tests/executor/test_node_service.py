@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from tests.sampling.golden_cases import load_golden
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """One executor for all tests of this file."""
-    with serving(tmp_path_factory.mktemp("node"), ServicerLimits(max_request_bytes=1 << 20)) as n:
+    limits = ServicerLimits(max_request_bytes=1 << 20, state_every_s=0.0)
+    with serving(tmp_path_factory.mktemp("node"), limits) as n:
         yield n
 
 
@@ -179,10 +181,10 @@ def test_previews_come_as_often_as_asked_for(node: Node) -> None:
 
 def test_a_preview_of_any_size_fits_in_a_message() -> None:
     """Thinned out, not refused by gRPC."""
-    from ditmesh.executor.session import _preview
+    from ditmesh.executor.reporting import preview
     from ditmesh.models.latents import FLUX
 
-    picture = _preview(torch.zeros(2, 16, 1024, 1024), FLUX)
+    picture = preview(torch.zeros(2, 16, 1024, 1024), FLUX)
     assert len(picture.data) <= 1 << 20
     assert list(picture.spec.shape)[::3] == [2, 3]
 
@@ -215,6 +217,32 @@ def test_a_deadline_ends_the_run_by_itself(node: Node) -> None:
     assert ran.done is not None
     assert ran.done.stopped == pb.STOP_REASON_DEADLINE
     assert len(ran.states) < 8
+
+
+def test_states_that_come_too_fast_stay_here_until_they_are_wanted(node: Node) -> None:
+    """Every step is told; the state comes when the run is stopped, and goes on to the same bits."""
+    limits = node.servicer._limits
+    node.servicer._limits = replace(limits, state_every_s=60.0)
+    go = threading.Semaphore(5)
+    node.before.append(go.acquire)
+    try:
+        stream = Stream(node.stub)
+        stream.prepare(golden_job())
+        stream.send(start=pb.StartRun())
+        until(lambda: go._value == 0)
+        stream.send(stop=pb.StopRun(reason=pb.STOP_REASON_PREEMPTED))
+        until(lambda: node.servicer._keeper.newest("job").state.step == 5)
+        time.sleep(0.2)
+        go.release(20)
+        part = stream.follow()
+        stream.end()
+    finally:
+        node.servicer._limits = limits
+    whole = node.run(golden_job())
+    told = [snapshot.step for snapshot in part.states]
+    assert told == [*range(1, told[-1] + 1), told[-1]]
+    assert [len(snapshot.tensors) for snapshot in part.states] == [0] * told[-1] + [1]
+    assert torch.equal(value_of(part.states[-1]), value_of(whole.states[told[-1] - 1]))
 
 
 @pytest.mark.parametrize("how", ["closed", "stopped", "cancelled"])

@@ -1,0 +1,126 @@
+"""What an executor tells of a run: steps as they are done, now and then a state, the result."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import numpy as np
+from torch import Tensor
+
+from ditmesh.exchange import chunks
+from ditmesh.executor.keeper import encode_state, progress_message, state_messages
+from ditmesh.executor.loop import Outcome, StepDone
+from ditmesh.jobs import PREVIEW_BYTES
+from ditmesh.models.latents import LatentFormat
+from ditmesh.tensors import WireTensor
+from ditmesh.torch_tensors import from_torch
+from ditmesh.v1 import job_pb2, node_pb2, sampler_pb2, tensor_pb2
+
+# Steps that wait for a slow coordinator; it needs the newest only.
+_MOST_UNSENT = 8
+
+
+class Outbox:
+    """From the torch thread to the stream's: the newest states in order, then the outcome."""
+
+    def __init__(self) -> None:
+        self._states: deque[StepDone] = deque(maxlen=_MOST_UNSENT)
+        self._outcome: Future[Outcome] | None = None
+        self._changed = threading.Condition()
+
+    def put(self, done: StepDone) -> None:
+        """A step is done."""
+        with self._changed:
+            self._states.append(done)
+            self._changed.notify()
+
+    def end(self, outcome: Future[Outcome]) -> None:
+        """The run has ended."""
+        with self._changed:
+            self._outcome = outcome
+            self._changed.notify()
+
+    def get(self) -> StepDone | Future[Outcome]:
+        """The next state, or once none is left and the run has ended, its outcome."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._states or self._outcome is not None)
+            if self._states or self._outcome is None:
+                return self._states.popleft()
+            return self._outcome
+
+
+class StepReports:
+    """Turns finished steps into messages; a state goes along at most every `state_every_s`."""
+
+    def __init__(
+        self, spec: job_pb2.JobSpec, latent_format: LatentFormat, state_every_s: float
+    ) -> None:
+        self._spec = spec
+        self._latent_format = latent_format
+        self._every_s = state_every_s
+        self._sent_at = time.monotonic()
+        self._unsent: StepDone | None = None
+
+    def messages(self, done: StepDone) -> Iterator[node_pb2.RunResponse]:
+        """A step's announcement, and the chunks of its state if they are due."""
+        now = time.monotonic()
+        if now - self._sent_at >= self._every_s:
+            self._sent_at = now
+            yield from self._state(done)
+            return
+        self._unsent = done
+        update = progress_message(done)
+        self._add_preview(update, done)
+        yield node_pb2.RunResponse(state=update)
+
+    def rest(self) -> Iterator[node_pb2.RunResponse]:
+        """The newest state, unless it was sent: for whoever goes on from it."""
+        if self._unsent is not None:
+            yield from self._state(self._unsent)
+
+    def _state(self, done: StepDone) -> Iterator[node_pb2.RunResponse]:
+        self._unsent = None
+        update, pieces = state_messages(done)
+        self._add_preview(update, done)
+        yield node_pb2.RunResponse(state=update)
+        for chunk in pieces:
+            yield node_pb2.RunResponse(chunk=chunk)
+
+    def _add_preview(self, update: node_pb2.StateUpdate, done: StepDone) -> None:
+        every = self._spec.preview.every_steps if self._spec.HasField("preview") else 0
+        if every and done.state.step % every == 0 and done.denoised is not None:
+            update.preview.CopyFrom(preview(done.denoised, self._latent_format))
+
+
+def preview(denoised: Tensor, latent_format: LatentFormat) -> tensor_pb2.InlineTensor:
+    """A picture of a latent [B,C,H,W] as U8 [B,h,w,3]."""
+    # Thinned out, so that a picture of any size fits in a message.
+    nbytes = 3 * denoised.numel() // denoised.shape[1]
+    stride = math.ceil(math.sqrt(nbytes / PREVIEW_BYTES))
+    latents = denoised[..., ::stride, ::stride].float().cpu().numpy()
+    pictures = np.stack([latent_format.preview_rgb(latent) for latent in latents])
+    tensor = WireTensor.from_numpy(pictures)
+    return tensor_pb2.InlineTensor(spec=tensor.spec.to_proto(), data=bytes(tensor.data))
+
+
+def result_messages(outcome: Outcome, spec: job_pb2.JobSpec) -> Iterator[node_pb2.RunResponse]:
+    """The result's announcement and its chunks."""
+    tensors: tuple[WireTensor, ...] = (from_torch(outcome.latent),)
+    result = sampler_pb2.SampleResult(latent=0)
+    if spec.return_state:
+        message, extra = encode_state(outcome.state)
+        message.latent += 1
+        # A copy: a protobuf map must not be written to while it is walked.
+        for name in list(message.history):
+            message.history[name] += 1
+        tensors += extra
+        result.state.CopyFrom(message)
+    result.tensors.extend(t.spec.to_proto() for t in tensors)
+    yield node_pb2.RunResponse(result=result)
+    for chunk in chunks(tensors, range(len(tensors))):
+        yield node_pb2.RunResponse(chunk=chunk)
