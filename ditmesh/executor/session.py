@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor as ThreadPool
+from contextlib import contextmanager
 
 import grpc
 import torch
@@ -74,7 +75,8 @@ class RunSession:
                 job = yield from self._receive(order, requests)
             deadline = order.deadline_seconds if order.HasField("deadline_seconds") else None
             flag = StopFlag(deadline)
-            task, take_model = self._prepare(job, order.mesh)
+            with _told_as_failure("a job cannot be prepared"):
+                task, take_model = self._prepare(job, order.mesh)
             yield node_pb2.RunResponse(ready=node_pb2.RunReady())
             with telemetry.span("wait"):
                 started = _wait_for_start(requests, flag)
@@ -169,15 +171,10 @@ class RunSession:
         publish: Callable[[StepDone], None],
         span: SpanMaker,
     ) -> Outcome:
-        """`run`; what the model or a collective raises is told as a failure of this executor."""
-        try:
+        """The job on the torch thread."""
+        with _told_as_failure("the run failed"):
             self._take(take_model)
             return run(task, control, publish, span)
-        except DitmeshError:
-            raise
-        except Exception as error:
-            log.exception("the run failed")
-            raise ExecutorFailed(f"{type(error).__name__}: {error}") from error
 
     def _take(self, take_model: Callable[[], None]) -> None:
         """Give the job its model. When that fails, other ranks must not wait for this one."""
@@ -186,6 +183,18 @@ class RunSession:
         except BaseException:
             self._engine.abort()
             raise
+
+
+@contextmanager
+def _told_as_failure(what: str) -> Iterator[None]:
+    """What the model, a collective or the memory raises, as a failure of this executor."""
+    try:
+        yield
+    except DitmeshError:
+        raise
+    except Exception as error:
+        log.exception(what)
+        raise ExecutorFailed(f"{type(error).__name__}: {error}") from error
 
 
 def _wait_for_start(requests: Iterator[node_pb2.RunRequest], flag: StopFlag) -> bool:

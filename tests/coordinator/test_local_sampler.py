@@ -1,0 +1,77 @@
+"""The local sampler's own process: what it may take, and what becomes of a job that needs more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from ditmesh.errors import ExecutorFailed
+from ditmesh.rpc_status import from_rpc_error
+from ditmesh.v1 import job_pb2, node_pb2, node_pb2_grpc
+from tests.executor.node import Stream, golden_job
+from tests.sampling.golden_cases import CHECKPOINT
+
+MEMORY_BYTES = 3 << 30
+START_S = 90.0
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from coordinator.local_sampler import LocalSamplerConfig, run
+from ditmesh.executor.server import ExecutorConfig
+from ditmesh.telemetry import TelemetryConfig
+
+executor = ExecutorConfig(listen=sys.argv[1], telemetry=TelemetryConfig("local_sampler"))
+sys.exit(run(LocalSamplerConfig(
+    models=Path(sys.argv[2]), device="cpu", dtype="fp32", max_loaded=1, executor=executor,
+    memory_bytes=int(sys.argv[3]),
+)))
+"""
+
+
+@pytest.fixture
+def sampler(tmp_path: Path) -> Iterator[node_pb2_grpc.NodeServiceStub]:
+    """A local sampler that may have 3 GiB."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny.safetensors").symlink_to(CHECKPOINT)
+    address = f"unix:{tmp_path / 'local.sock'}"
+    models = str(tmp_path / "models")
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, address, models, str(MEMORY_BYTES)])
+    try:
+        with grpc.insecure_channel(address) as channel:
+            end = time.monotonic() + START_S
+            while not (tmp_path / "local.sock").exists():
+                assert process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.1)
+            grpc.channel_ready_future(channel).result(START_S)
+            yield node_pb2_grpc.NodeServiceStub(channel)
+    finally:
+        process.terminate()
+        assert process.wait(30.0) == 0
+
+
+def test_a_job_beyond_the_memory_limit_fails_and_the_process_lives(
+    sampler: node_pb2_grpc.NodeServiceStub,
+) -> None:
+    """In words that name memory; the next job is done."""
+    # Latent and noise of 4 GiB each, without a byte on the wire.
+    vast = golden_job(empty_latent=job_pb2.EmptyLatent(batch=1, height=8192, width=8192))
+    stream = Stream(sampler)
+    with pytest.raises(grpc.RpcError) as caught:
+        stream.prepare(vast)
+    stream.end()
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, ExecutorFailed)
+    assert "memory" in error.message
+    small = Stream(sampler)
+    small.prepare(golden_job())
+    small.send(start=node_pb2.StartRun())
+    assert small.follow().result is not None
+    small.end()
