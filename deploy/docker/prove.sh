@@ -46,7 +46,7 @@ base_image() { # the stand-in, under the very name that the Dockerfile asks for
     chroot "$root" ldconfig
     # This machine's way to the registries: its certificates.
     cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
-    printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\ntimeout = 180\n' >"$root/etc/pip.conf"
+    touch "$root/etc/pip.conf"
     local container
     container=$(buildah "${store[@]}" from scratch)
     buildah "${store[@]}" copy --quiet "$container" "$root" /
@@ -67,8 +67,13 @@ torch_index() { # a simple index with the one CPU wheel that this machine's pip 
 build() { # build TARGET: from the Dockerfile as it is to a root under images/
     local target=$1 container mounted
     say "build: $target"
+    # Wheels may be fetched beforehand: pip download -r deploy/docker/node.lock -d $PROOF/wheels
+    mkdir -p "$proof/wheels"
+    printf '[global]\ncert = %s\ntimeout = 180\nfind-links = /wheels\n' \
+        /etc/ssl/certs/ca-certificates.crt >"$proof/pip.conf"
     buildah "${store[@]}" bud --pull-never --layers --quiet --network host \
-        --volume "$proof/torch-index:/torch-index:ro" \
+        --volume "$proof/torch-index:/torch-index:ro" --volume "$proof/wheels:/wheels:ro" \
+        --volume "$proof/pip.conf:/etc/pip.conf:ro" \
         --build-arg TORCH_CPU_INDEX=file:///torch-index \
         --ignorefile $dockerfile.dockerignore -f $dockerfile --target "$target" \
         -t "localhost/ditmesh-$target" . >/dev/null

@@ -83,8 +83,8 @@ def test_every_call_is_mutual_tls_and_certificates_are_renewed(tmp_path: Path) -
         pods.node.start()
         pods.coordinator.start()
         pods.wait_for_group()
-        assert pods.coordinator.probe("readinessProbe")
-        assert pods.node.probe("readinessProbe")
+        for pod in (pods.coordinator, pods.node):
+            wait_for(lambda pod=pod: pod.probe("readinessProbe"), "readiness", pod)  # type: ignore[misc]
         with Client(pods.address) as stranger, pytest.raises(DitmeshError):
             stranger.cluster()
 

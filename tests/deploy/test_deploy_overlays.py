@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,25 @@ def test_parts_combine(tmp_path: Path, topology: str, pool: str) -> None:
     (node,) = manifests.pods_of(found, manifests.NODE)
     assert node.spec["nodeSelector"]
     assert "--coordinator-name=ditmesh-coordinator" in node.spec["containers"][0]["args"]
+
+
+def test_the_overlay_of_the_operators_page(tmp_path: Path) -> None:
+    """What the page tells an operator to write is built as it stands there, and keeps the rules."""
+    page = (manifests.ROOT.parent / "docs" / "kubernetes.md").read_text()
+    (told,) = re.findall(r"```yaml\n(# my-cluster/kustomization.yaml\n.*?)```", page, re.DOTALL)
+    deploy = os.path.relpath(manifests.ROOT, tmp_path)
+    (tmp_path / "kustomization.yaml").write_text(told.replace("../deploy", deploy))
+    (tmp_path / "SHA256SUMS").touch()
+    found = manifests.build(tmp_path)
+    assert [*schemas.problems(found), *rules.problems(found)] == []
+    images = {c["image"] for w in manifests.workloads(found) for c in w.containers()}
+    assert images == {
+        "REGISTRY/PROJECT/ditmesh-coordinator:0.1.0",
+        "REGISTRY/PROJECT/ditmesh-node:0.1.0",
+    }
+    (coordinator,) = manifests.pods_of(found, manifests.COORDINATOR)
+    options = manifests.arguments(coordinator.spec["containers"][0], found)
+    assert manifests.option(options, "preload") == "flux1-dev"
 
 
 def test_two_machines_have_the_pods_of_one(built: Built) -> None:
