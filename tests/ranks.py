@@ -102,6 +102,14 @@ class Ranks:
                     answers[rank] = RankFailed("the process ended")
         return answers
 
+    def wait_for(self, key: str, count: int, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Wait until ranks have counted so far under a key of the store."""
+        deadline = time.monotonic() + timeout_s
+        while self._store.add(key, 0) < count:
+            if time.monotonic() > deadline:
+                raise RankFailed(f"{key!r} did not reach {count} in {timeout_s} s")
+            time.sleep(0.02)
+
     def signal(self, rank: int, number: signal.Signals) -> None:
         """Send a signal to a rank's process."""
         pid = self.processes[rank].pid

@@ -24,6 +24,8 @@ from tests.gpu_node.parallel.cases import SINGLE_FILE, Case
 from tests.ranks import Rank
 
 SIGMA = 0.7
+EVALUATING = "evaluating"
+"""In the store: how many ranks have evaluated once and go on."""
 
 
 def load(rank: Rank, dtype: torch.dtype) -> None:
@@ -156,6 +158,8 @@ def until_lost(rank: Rank, mesh: MeshSpec, case: Case) -> tuple[int, float, str]
         except GroupLost as error:
             return count, time.monotonic(), error.message
         count += 1
+        if count == 1:
+            rank.store.add(EVALUATING, 1)
 
 
 def abort_while_waiting(rank: Rank, mesh: MeshSpec, after_s: float) -> tuple[float, str]:
