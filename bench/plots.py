@@ -26,6 +26,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
     matplotlib.use("Agg")
     # The same results give the same file.
     matplotlib.rcParams["svg.hashsalt"] = "ditmesh"
+    matplotlib.rcParams["svg.fonttype"] = "none"
     matplotlib.rcParams["font.size"] = 8
     folder.mkdir(parents=True, exist_ok=True)
     return [

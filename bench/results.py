@@ -107,9 +107,9 @@ class Report:
 
 def _suite(fields: Mapping[str, Any]) -> SuiteResult:
     return SuiteResult(
-        comparisons=[Comparison(**c) for c in fields["comparisons"]],
-        tables=[Table(**t) for t in fields["tables"]],
-        goals=[Goal(**g) for g in fields["goals"]],
+        comparisons=tuple(Comparison(**c) for c in fields["comparisons"]),
+        tables=tuple(Table(**t) for t in fields["tables"]),
+        goals=tuple(Goal(**g) for g in fields["goals"]),
         skipped=fields["skipped"],
         seconds=fields["seconds"],
     )
