@@ -264,25 +264,25 @@ class Runner:
         log.warning("job %s: %s", record.job_id, error)
         executor = grant.executor
         record.moved = Moved(error.reason, error.message)
-        advanced = record.segments[-1].end_step > record.segments[-1].first_step
-        if executor.name == "local":
-            record.local_losses = 1 if advanced else record.local_losses + 1
-            final = isinstance(error, BadResult) or record.local_losses >= _MAX_LOCAL_LOSSES
-            if final:
-                self.fail(record, error)
-            else:
-                self._cluster.local_failed(error.message)
-                self.apply(record, JobEvent.LOST)
-            return
-        record.losses = 1 if advanced else record.losses + 1
         if isinstance(error, GroupLost):
             self._cluster.group_failed(executor, str(error))
             await self._catch_up(record, executor)
+        elif executor.name == "local" and not isinstance(error, BadResult):
+            self._cluster.local_failed(error.message)
+        # By the state: steps of which none is left are no progress.
+        advanced = record.step > record.segments[-1].first_step
+        if executor.name == "local":
+            record.local_losses = 1 if advanced else record.local_losses + 1
+            if isinstance(error, BadResult) or record.local_losses >= _MAX_LOCAL_LOSSES:
+                self.fail(record, error)
+                return
+        else:
+            record.losses = 1 if advanced else record.losses + 1
+            if not isinstance(error, GroupLost) or record.losses >= _MAX_GROUP_LOSSES:
+                record.group_excluded = error.reason
         if isinstance(error, BadResult):
             # Where such a state comes from, those before it are not to be trusted either.
             record.snapshot = None
-        if not isinstance(error, GroupLost) or record.losses >= _MAX_GROUP_LOSSES:
-            record.group_excluded = error.reason
         self.apply(record, JobEvent.LOST)
 
     async def _catch_up(self, record: JobRecord, executor: Executor) -> None:

@@ -194,6 +194,7 @@ class Script:
     """Those of them that were not, or no longer, wanted."""
     unprepared: list[str] = field(default_factory=list)
     """Those that cannot be."""
+    sends_states: bool = True
     runs: list[tuple[str, int]] = field(default_factory=list)
     """Job id and first step of each run."""
     ids: list[str] = field(default_factory=list)
@@ -290,7 +291,8 @@ class FakeExecutor:
                 return RunEnd(stop.reason, None, ())
             revision = SAMPLERS[spec.sampler].revision
             state = job_pb.JobState(step=step + 1, sampler_revision=revision, latent=0)
-            on_step(StepReport(step + 1, 0.5, None, Snapshot(state, (latent,))))
+            snapshot = Snapshot(state, (latent,)) if script.sends_states else None
+            on_step(StepReport(step + 1, 0.5, None, snapshot))
             await asyncio.sleep(0)
         result = pb.SampleResult(tensors=[latent.spec.to_proto()], latent=0)
         return RunEnd(node_pb2.STOP_REASON_UNSPECIFIED, result, (latent,))

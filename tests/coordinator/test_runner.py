@@ -211,15 +211,20 @@ def test_a_local_sampler_that_dies_is_waited_for() -> None:
     run(test())
 
 
-def test_a_local_sampler_that_fails_again_and_again_at_one_step_fails_the_job() -> None:
-    """A job that no executor can do does not go round for ever."""
+@pytest.mark.parametrize("at_step", [0, 2])
+def test_a_local_sampler_that_fails_again_and_again_at_one_step_fails_the_job(at_step: int) -> None:
+    """A job that no executor can do does not go round for ever. Steps of which no state is left
+    are no progress.
+    """
 
     async def die(step: int) -> None:
-        raise ExecutorFailed("it died")
+        if step == at_step:
+            raise ExecutorFailed("it died")
 
     async def test() -> None:
         async with world(nodes=0) as w:
             w.scripts["local"].before = die
+            w.scripts["local"].sends_states = False
             record, _ = await w.begin(*make_job(steps=4))
             assert isinstance(await w.ended(record), ExecutorFailed)
 
