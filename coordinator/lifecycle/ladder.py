@@ -125,6 +125,7 @@ def _local(job: JobFacts, local: LocalFacts, reason: str, message: str) -> Decis
         return Decision(
             Rung.REFUSE,
             "TOO_SLOW",
-            f"{message}, and the local sampler would need about {local.estimate_s:.0f} s",
+            f"{message}, and the local sampler would need about {local.estimate_s:.0f} s, but the "
+            f"job has {job.remaining_s:.1f} s left",
         )
     return Decision(Rung.LOCAL if local.free else Rung.WAIT, reason, message)
