@@ -86,7 +86,7 @@ def sampling(
     **changes: Any,
 ) -> Prompt:
     """A prompt that samples the golden model: `kind` is the sampler node, `model` is `remote`
-    (on the cluster) or `local` (with weights). `dispatcher`: inputs of one, for both.
+    (on the cluster) or `local` (with weights). `dispatcher`: inputs of one, for those that take it.
     """
     inputs = {
         "seed": 42,
@@ -117,8 +117,9 @@ def sampling(
     if dispatcher is not None:
         inputs = {"fallback": "allow", "time_limit": 0.0, **dispatcher}
         prompt["dispatcher"] = node("XDiTDispatcher", **inputs)
-        for name in ("sample", "model") if model == "remote" else ("sample",):
-            prompt[name]["inputs"]["xdit_dispatcher"] = ["dispatcher", 0]
+        for name in ("sample", "model"):
+            if prompt[name]["class_type"].startswith("XDiT"):
+                prompt[name]["inputs"]["xdit_dispatcher"] = ["dispatcher", 0]
     return prompt
 
 

@@ -53,8 +53,9 @@ class TinyFlux:
         config.set_inference_dtype(getattr(torch, dtype), None)
         model = config.get_model(weights, "", device="cpu")
         model.load_model_weights(weights, "")
+        model.diffusion_model.to(getattr(torch, dtype))
         patcher = comfy.model_patcher.ModelPatcher(
-            model.to(getattr(torch, dtype)),
+            model,
             load_device=comfy.model_management.get_torch_device(),
             offload_device=torch.device("cpu"),
         )
