@@ -13,6 +13,7 @@ import grpc.aio
 
 from coordinator.nodes import NodeLink
 from coordinator.sharing import Share
+from ditmesh import telemetry
 from ditmesh.aio_status import CallStatus
 from ditmesh.errors import DitmeshError, InternalError
 from ditmesh.exchange import Receiver, chunks, read_specs
@@ -100,7 +101,11 @@ class _MemberLane:
             if opened.weight_patches:
                 needed = (await self._read(self._call, "needed")).needed
                 await self._send(self._call, patch_tensors, needed)
-        await self._write(self._call, node_pb2.PredictStepRequest(call=call))
+        context = telemetry.current_span().context
+        request = node_pb2.PredictStepRequest(
+            call=call, traceparent=context.traceparent if context is not None else ""
+        )
+        await self._write(self._call, request)
         answer = await self._read(self._call, "needed", "error")
         if answer.HasField("needed"):
             shared = await share.offer(self._link, answer.needed.tensors)

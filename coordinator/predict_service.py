@@ -114,7 +114,8 @@ class PredictCalls:
             call, self._cluster.find_model(opened.model, field="open.model"), receiver.specs
         )
         # The output is as large as x.
-        with self._reserved(_nbytes(receiver) + receiver.specs[call.x].nbytes):
+        room = self._reserved(_nbytes(receiver) + receiver.specs[call.x].nbytes)
+        with room, telemetry.span("predict", call_id=call.call_id, model=opened.model):
             yield _needed(receiver)
             tensors = await self._receive(receiver, "call.tensors", requests)
             output, executor, reason = await self._compute(call, tensors, opened, model, cells)
@@ -188,7 +189,8 @@ class PredictCalls:
             grant = await self._scheduler.acquire(claim, first=attempt > 1)
             started = time.monotonic()
             try:
-                output = await grant.executor.predict(model, call, tensors)
+                with telemetry.span("run", executor=grant.executor.name, attempt=attempt):
+                    output = await grant.executor.predict(model, call, tensors)
             except ExecutorFailed as error:
                 if attempt == _MAX_ATTEMPTS:
                     raise

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Executor as ThreadPool
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from ditmesh import telemetry
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, ExecutorFailed, ProtocolError
 from ditmesh.exchange import chunks
@@ -22,6 +24,15 @@ from ditmesh.v1 import node_pb2, sampler_pb2, tensor_pb2
 
 _Requests = Iterator[node_pb2.PredictStepRequest]
 _Responses = Iterator[node_pb2.PredictStepResponse]
+
+
+def _traced(request: node_pb2.PredictStepRequest) -> AbstractContextManager[object]:
+    """A span around a call, if it belongs to a trace."""
+    if not request.traceparent:
+        return nullcontext()
+    metadata = [("traceparent", request.traceparent)]
+    call_id = request.call.call_id
+    return telemetry.server_span("ditmesh.v1.NodeService/PredictStep", metadata, call_id=call_id)
 
 
 class PredictSession:
@@ -57,7 +68,8 @@ class PredictSession:
             if request.WhichOneof("message") != "call":
                 raise ProtocolError("expected a call")
             try:
-                yield from self._answer(request.call, opened, requests)
+                with _traced(request):
+                    yield from self._answer(request.call, opened, requests)
             except ExecutorFailed:
                 raise
             except DitmeshError as error:

@@ -223,18 +223,20 @@ class FetchStateResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[StateUpdate, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ...) -> None: ...
 
 class PredictStepRequest(_message.Message):
-    __slots__ = ("open", "call", "chunk", "start", "shared")
+    __slots__ = ("open", "call", "chunk", "start", "shared", "traceparent")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     CALL_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     open: PredictStepOpen
     call: _sampler_pb2.PredictCall
     chunk: _tensor_pb2.TensorChunk
     start: StartRun
     shared: SharedTensors
-    def __init__(self, open: _Optional[_Union[PredictStepOpen, _Mapping]] = ..., call: _Optional[_Union[_sampler_pb2.PredictCall, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., shared: _Optional[_Union[SharedTensors, _Mapping]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, open: _Optional[_Union[PredictStepOpen, _Mapping]] = ..., call: _Optional[_Union[_sampler_pb2.PredictCall, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., shared: _Optional[_Union[SharedTensors, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class PredictStepOpen(_message.Message):
     __slots__ = ("epoch", "mesh", "model", "weight_patches", "tensors")

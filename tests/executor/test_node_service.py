@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from ditmesh import errors
+from ditmesh import errors, telemetry
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError
 from ditmesh.exchange import chunks
@@ -23,6 +24,7 @@ from ditmesh.executor.servicer import ServicerLimits
 from ditmesh.jobs import Job, Snapshot
 from ditmesh.rpc_status import from_rpc_error, from_status_bytes
 from ditmesh.shared_memory import Memory
+from ditmesh.telemetry import TraceContext
 from ditmesh.tensors import WireTensor, as_wire
 from ditmesh.torch_tensors import to_torch
 from ditmesh.v1 import job_pb2, sampler_pb2, tensor_pb2
@@ -380,13 +382,13 @@ def test_a_watch_tells_models_at_once_and_then_every_second(node: Node) -> None:
     assert (first.epoch, first.draining) == (0, False)
 
 
-def predict(node: Node, *calls: Any) -> list[Any]:
+def predict(node: Node, *calls: Any, traceparent: str = "") -> list[Any]:
     """A stream of single calls, each sent whole: (call, tensors)."""
     requests: list[Any] = [
         pb.PredictStepRequest(open=pb.PredictStepOpen(model="tiny")),
     ]
     for call, tensors in calls:
-        requests.append(pb.PredictStepRequest(call=call))
+        requests.append(pb.PredictStepRequest(call=call, traceparent=traceparent))
         for index, tensor in enumerate(tensors):
             chunk = tensor_pb2.TensorChunk(tensor=index, data=bytes(tensor.data))
             requests.append(pb.PredictStepRequest(chunk=chunk))
@@ -408,6 +410,22 @@ def forward_call(call_id: int = 1) -> tuple[sampler_pb2.PredictCall, list[WireTe
         conditioning=job_pb2.Conditioning(text=1, pooled=2, guidance=given["guidance"].tolist()),
     )
     return call, tensors, given["velocity"]
+
+
+def test_a_single_call_belongs_to_its_own_trace(node: Node, tmp_path: Path) -> None:
+    """Its stream outlives many: the call itself says which."""
+    spans = tmp_path / "spans.jsonl"
+    call, tensors, _ = forward_call()
+    trace = TraceContext.new_root()
+    telemetry.setup(telemetry.TelemetryConfig("node", exporters=("file",), trace_file=spans))
+    try:
+        predict(node, (call, tensors), traceparent=trace.traceparent)
+        predict(node, (call, tensors))
+    finally:
+        telemetry.shutdown()
+    (span,) = map(json.loads, spans.read_text().splitlines())
+    assert span["name"] == "ditmesh.v1.NodeService/PredictStep"
+    assert span["trace_id"] == f"{trace.trace_id:032x}"
 
 
 def test_a_single_call_gives_comfyuis_velocity(node: Node) -> None:
