@@ -8,7 +8,7 @@ import pytest
 
 from ditmesh.cli.progress import ProgressView
 from ditmesh.cli.tables import counted, size_of, table
-from ditmesh.client import Accepted, Event, Progress, Queued
+from ditmesh.client import Accepted, Event, Progress, Queued, Retrying
 
 
 class Terminal(io.StringIO):
@@ -97,14 +97,17 @@ def test_plain(stream: io.StringIO, environment: dict[str, str]) -> None:
 
 
 def test_queue_and_reattachment_are_said() -> None:
-    """Jobs before this one, and a stream that was taken up again."""
+    """Jobs before this one, why the client tries again, and a stream that was taken up again."""
     events: list[Event] = [
+        Retrying("Cannot reach the coordinator.", 2, 0.1),
+        Retrying("Cannot reach the coordinator.", 3, 0.2),
         Accepted("j", 4, 2, False),
         Queued(1),
         Queued(0),
         Accepted("j", 4, 0, True),
     ]
     assert shown(io.StringIO(), events).splitlines() == [
+        "trying again: Cannot reach the coordinator.",
         "queued: 2 jobs before this one",
         "queued: 1 job before this one",
         "the stream broke and was taken up again",
