@@ -11,6 +11,7 @@ import grpc
 import torch
 
 from coordinator.pipeline_worker import PipelineWorker
+from ditmesh import chunk_messages
 from ditmesh.errors import DitmeshError
 from ditmesh.executor.device import torch_dtype
 from ditmesh.executor.engine import Engine, LocalEngine
@@ -65,7 +66,9 @@ def run(config: LocalSamplerConfig) -> int:
             torch_dtype(config.dtype),
             config.executor.limits.max_request_bytes,
         )
-        pipeline_pb2_grpc.add_PipelineServiceServicer_to_server(worker, server)
+        pipeline_pb2_grpc.add_PipelineServiceServicer_to_server(
+            worker, chunk_messages.server(server)
+        )
 
     return serve(config.executor, make_engine, more=add_pipelines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import grpc.aio
 
@@ -12,8 +13,9 @@ from coordinator.nodes import NodeLink
 from coordinator.sharing import Share
 from ditmesh import telemetry
 from ditmesh.aio_status import CallStatus
+from ditmesh.chunk_messages import chunk_messages
 from ditmesh.errors import InternalError, Unavailable
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import Receiver, read_specs
 from ditmesh.jobs import Snapshot
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import node_pb2, sampler_pb2, tensor_pb2
@@ -60,8 +62,9 @@ class MemberRun:
             await self._write(node_pb2.RunRequest(shared=shared))
             answer = await self._read("needed", "ready")
         if answer.HasField("needed"):
-            for chunk in chunks(share.tensors, answer.needed.tensors):
-                await self._write(node_pb2.RunRequest(chunk=chunk))
+            needed = answer.needed.tensors
+            for message in chunk_messages(node_pb2.RunRequest, share.tensors, needed):
+                await self._write(message)
             await self._read("ready")
 
     async def start(self) -> None:
@@ -131,13 +134,13 @@ class MemberRun:
             message = await self._call.read()
         except grpc.aio.AioRpcError as failure:
             raise await self._status.of(failure) from failure
-        if isinstance(message, node_pb2.RunResponse) and message.WhichOneof("message") in expected:
-            return message
-        got = (
-            message.WhichOneof("message")
-            if isinstance(message, node_pb2.RunResponse)
-            else "the end of the stream"
-        )
+        got = "the end of the stream"
+        if message is not grpc.aio.EOF:
+            # A chunk is no object of protobuf's: see `chunk_messages`.
+            answer = cast(node_pb2.RunResponse, message)
+            got = answer.WhichOneof("message") or "nothing"
+            if got in expected:
+                return answer
         wanted = " or ".join(expected) or "waiting for more"
         raise InternalError(f"{self.link.address} sent {got} instead of {wanted}")
 

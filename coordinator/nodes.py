@@ -14,6 +14,7 @@ import grpc.aio
 
 from coordinator.lifecycle import node as lifecycle
 from coordinator.lifecycle.node import Change, Lost, NodeView, Report
+from ditmesh import chunk_messages
 from ditmesh.reloading import Reloading
 from ditmesh.v1 import cluster_pb2, node_pb2_grpc, pipeline_pb2_grpc
 from ditmesh.v1 import node_pb2 as pb
@@ -71,9 +72,10 @@ class NodeLink:
         else:
             channel = grpc.aio.secure_channel(self.address, credentials, options=CHANNEL_OPTIONS)
         self._channel = channel
-        self.stub: node_pb2_grpc.NodeServiceAsyncStub = node_pb2_grpc.NodeServiceStub(channel)
+        calls = chunk_messages.channel(channel)
+        self.stub: node_pb2_grpc.NodeServiceAsyncStub = node_pb2_grpc.NodeServiceStub(calls)
         self.pipeline_stub: pipeline_pb2_grpc.PipelineServiceAsyncStub = (
-            pipeline_pb2_grpc.PipelineServiceStub(channel)
+            pipeline_pb2_grpc.PipelineServiceStub(calls)
         )
 
     @property

@@ -7,7 +7,7 @@ uses it need not send it back.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc.aio
 
@@ -18,6 +18,7 @@ from coordinator.identity import Identities
 from coordinator.streams import answering, read
 from ditmesh import telemetry
 from ditmesh.aio_status import CallStatus
+from ditmesh.chunk_messages import chunk_messages
 from ditmesh.content import ContentStore
 from ditmesh.errors import (
     InternalError,
@@ -27,7 +28,7 @@ from ditmesh.errors import (
     ProtocolError,
     Unavailable,
 )
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import Receiver, read_specs
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import cluster_pb2, pipeline_pb2_grpc, tensor_pb2
 from ditmesh.v1 import pipeline_pb2 as pb
@@ -72,8 +73,8 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
                 self._store.put(scope, tensor)
             yield pb.EncodePromptResponse(encoded=header)
             wanted = () if request.hashes_only else range(len(tensors))
-            for chunk in chunks(tensors, wanted):
-                yield pb.EncodePromptResponse(chunk=chunk)
+            for message in chunk_messages(pb.EncodePromptResponse, tensors, wanted):
+                yield message
 
     async def DecodeLatent(
         self, request_iterator: AsyncIterator[pb.DecodeLatentRequest], context: _Context
@@ -98,8 +99,8 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
                 )
             header, tensors = await self._decode(first, latent, context)
             yield pb.DecodeLatentResponse(images=header)
-            for chunk in chunks(tensors, range(len(tensors))):
-                yield pb.DecodeLatentResponse(chunk=chunk)
+            for message in chunk_messages(pb.DecodeLatentResponse, tensors, range(len(tensors))):
+                yield message
 
     def _announced(self, wanted: pb.LatentToDecode, scope: str) -> Receiver:
         model = self._model(wanted.model, "latent.model")
@@ -124,8 +125,8 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
         try:
             await call.write(header)
             needed = (await _next(call, pb.DecodeLatentResponse)).needed
-            for chunk in chunks([latent], needed.tensors):
-                await call.write(pb.DecodeLatentRequest(chunk=chunk))
+            for message in chunk_messages(pb.DecodeLatentRequest, [latent], needed.tensors):
+                await call.write(message)
             await call.done_writing()
         except grpc.aio.AioRpcError as failure:
             raise await status.of(failure) from failure
@@ -163,6 +164,6 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
 
 async def _next(call: _Call, kind: type[M]) -> M:
     message = await call.read()
-    if not isinstance(message, kind):
+    if message is grpc.aio.EOF:
         raise InternalError("the local sampler ended its answer too early")
-    return message
+    return cast(M, message)

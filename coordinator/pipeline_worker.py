@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from ditmesh import rpc_status, telemetry
+from ditmesh.chunk_messages import chunk_messages
 from ditmesh.errors import DitmeshError, InvalidRequest, ProtocolError
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import Receiver, read_specs
 from ditmesh.models.describe import has_pipeline
 from ditmesh.models.info import Catalogue
 from ditmesh.models.pipeline import EncodedPrompt, Pipeline
@@ -115,8 +116,7 @@ def _encoded_messages(encoded: EncodedPrompt) -> Iterator[pipeline_pb2.EncodePro
         truncated_tokens=encoded.truncated_tokens,
     )
     yield pipeline_pb2.EncodePromptResponse(encoded=header)
-    for chunk in chunks(tensors, range(len(tensors))):
-        yield pipeline_pb2.EncodePromptResponse(chunk=chunk)
+    yield from chunk_messages(pipeline_pb2.EncodePromptResponse, tensors, range(len(tensors)))
 
 
 def _image_messages(
@@ -131,8 +131,7 @@ def _image_messages(
         tensors = [from_torch(pictures)]
     header = pipeline_pb2.DecodedImages(tensors=[t.spec.to_proto() for t in tensors])
     yield pipeline_pb2.DecodeLatentResponse(images=header)
-    for chunk in chunks(tensors, range(len(tensors))):
-        yield pipeline_pb2.DecodeLatentResponse(chunk=chunk)
+    yield from chunk_messages(pipeline_pb2.DecodeLatentResponse, tensors, range(len(tensors)))
 
 
 def png(picture: torch.Tensor) -> bytes:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 
@@ -15,8 +15,9 @@ from coordinator.nodes import NodeLink
 from coordinator.sharing import Share
 from ditmesh import telemetry
 from ditmesh.aio_status import CallStatus
+from ditmesh.chunk_messages import chunk_messages
 from ditmesh.errors import DitmeshError, InternalError
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import Receiver, read_specs
 from ditmesh.rpc_status import from_status_bytes
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import job_pb2, node_pb2, sampler_pb2, tensor_pb2
@@ -122,8 +123,8 @@ class _MemberLane:
     async def _send(
         self, call: _Call, tensors: Sequence[WireTensor], needed: tensor_pb2.TensorsNeeded
     ) -> None:
-        for chunk in chunks(tensors, needed.tensors):
-            await self._write(call, node_pb2.PredictStepRequest(chunk=chunk))
+        for message in chunk_messages(node_pb2.PredictStepRequest, tensors, needed.tensors):
+            await self._write(call, message)
 
     async def compute(self) -> Answer:
         assert self._call is not None
@@ -157,16 +158,13 @@ class _MemberLane:
             message = await call.read()
         except grpc.aio.AioRpcError as failure:
             raise await self._told(failure) from failure
-        if (
-            isinstance(message, node_pb2.PredictStepResponse)
-            and message.WhichOneof("message") in expected
-        ):
-            return message
-        got = (
-            message.WhichOneof("message")
-            if isinstance(message, node_pb2.PredictStepResponse)
-            else "the end of the stream"
-        )
+        got = "the end of the stream"
+        if message is not grpc.aio.EOF:
+            # A chunk is no object of protobuf's: see `chunk_messages`.
+            answer = cast(node_pb2.PredictStepResponse, message)
+            got = answer.WhichOneof("message") or "nothing"
+            if got in expected:
+                return answer
         wanted = " or ".join(expected) or "waiting for more"
         raise InternalError(f"{self._link.address} sent {got} instead of {wanted}")
 

@@ -15,6 +15,7 @@ from coordinator.predict import PatchedModel
 from coordinator.scheduler import Claim, Scheduler
 from coordinator.streams import read
 from ditmesh import telemetry
+from ditmesh.chunk_messages import chunk_messages
 from ditmesh.content import ContentStore
 from ditmesh.errors import (
     BadResult,
@@ -25,7 +26,7 @@ from ditmesh.errors import (
     InvalidTensor,
     ProtocolError,
 )
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import Receiver, read_specs
 from ditmesh.rpc_status import to_status_bytes
 from ditmesh.tensors import TensorSpec, WireTensor
 from ditmesh.v1 import cluster_pb2, tensor_pb2
@@ -126,8 +127,8 @@ class PredictCalls:
                 fallback_reason=reason,
             )
             yield pb.PredictResponse(result=result)
-            for chunk in chunks([output], [0]):
-                yield pb.PredictResponse(chunk=chunk)
+            for message in chunk_messages(pb.PredictResponse, [output], [0]):
+                yield message
 
     def _announced(
         self, declared: Sequence[tensor_pb2.TensorSpec], field: str, scope: str

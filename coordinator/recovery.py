@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Any, cast
 
 import grpc.aio
 
@@ -39,14 +40,14 @@ async def newest_state(
 async def _fetch(link: NodeLink, job_id: str, after_step: int) -> Snapshot | None:
     call = link.stub.FetchState(pb.FetchStateRequest(job_id=job_id))
     try:
-        first = await call.read()
-        if not isinstance(first, pb.FetchStateResponse) or first.state.state.step <= after_step:
+        first = await _next(call)
+        if first is None or first.state.state.step <= after_step:
             return None
         specs = read_specs(first.state.tensors, field="state", max_bytes=_MAX_STATE_BYTES)
         receiver = Receiver(specs, field="state")
         while not receiver.complete:
-            message = await call.read()
-            if not isinstance(message, pb.FetchStateResponse):
+            message = await _next(call)
+            if message is None:
                 return None
             receiver.feed(message.chunk)
         return Snapshot(first.state.state, receiver.tensors())
@@ -55,3 +56,9 @@ async def _fetch(link: NodeLink, job_id: str, after_step: int) -> Snapshot | Non
         return None
     finally:
         call.cancel()
+
+
+async def _next(call: Any) -> pb.FetchStateResponse | None:
+    """The next message, None at the end. A chunk is no object of protobuf's."""
+    message = await call.read()
+    return None if message is grpc.aio.EOF else cast(pb.FetchStateResponse, message)

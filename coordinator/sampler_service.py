@@ -19,9 +19,10 @@ from coordinator.record import JobRecord, Listener, bare
 from coordinator.runner import Runner
 from coordinator.streams import answering, read, read_until, sending
 from ditmesh import rpc_status, telemetry
+from ditmesh.chunk_messages import chunk_messages
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, InternalError, JobCancelled, ProtocolError
-from ditmesh.exchange import Receiver, chunks
+from ditmesh.exchange import Receiver
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import sampler_pb2 as pb
 from ditmesh.v1 import sampler_pb2_grpc, tensor_pb2
@@ -175,8 +176,8 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
                 self._named, record.end.result, record.end.tensors, record.scope
             )
             yield pb.SampleResponse(result=result)
-            for chunk in chunks(tensors, range(len(tensors))):
-                yield pb.SampleResponse(chunk=chunk)
+            for message in chunk_messages(pb.SampleResponse, tensors, range(len(tensors))):
+                yield message
             yield pb.SampleResponse(summary=record.summary())
 
     def _named(

@@ -28,7 +28,7 @@ from coordinator.rendezvous import Rendezvous
 from coordinator.runner import Runner
 from coordinator.sampler_service import SamplerServicer
 from coordinator.scheduler import Scheduler
-from ditmesh import telemetry
+from ditmesh import chunk_messages, telemetry
 from ditmesh.content import ContentStore
 from ditmesh.security import Tokens, require_safe
 from ditmesh.v1 import (
@@ -135,14 +135,15 @@ class Coordinator:
         identities = Identities(self._tokens)
         server = grpc.aio.server(options=_OPTIONS)
         sampler_pb2_grpc.add_SamplerServiceServicer_to_server(
-            SamplerServicer(jobs, runner, calls, store, limits, identities), server
+            SamplerServicer(jobs, runner, calls, store, limits, identities),
+            chunk_messages.server(server),
         )
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
             ClusterServicer(cluster, scheduler, runner, jobs, limits.in_flight_bytes, identities),
             server,
         )
         pipeline_pb2_grpc.add_PipelineServiceServicer_to_server(
-            PipelineServicer(cluster, store, limits, identities), server
+            PipelineServicer(cluster, store, limits, identities), chunk_messages.server(server)
         )
         health_servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from ditmesh.chunk_messages import chunk_messages
 from ditmesh.client.events import (
     Accepted,
     Done,
@@ -26,7 +27,7 @@ from ditmesh.client.events import (
 )
 from ditmesh.client.retry import Attempts, RetryPolicy
 from ditmesh.errors import DeadlineExceeded, InternalError, InvalidTensor, JobCancelled
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import Receiver, read_specs
 from ditmesh.jobs import Job, extract_state
 from ditmesh.models.latents import LatentFormat
 from ditmesh.tensors import HashedTensor, WireTensor
@@ -137,9 +138,8 @@ class SampleConversation:
     def _inputs(self, needed: Sequence[int]) -> Iterator[pb.SampleRequest]:
         """Lazily: a chunk is copied when the stream has room for it."""
         check_needed(needed, self.job.tensors)
-        pieces = chunks(self.job.tensors, needed)
-        wanted = itertools.takewhile(lambda _: not self._cancelled, pieces)
-        return (pb.SampleRequest(chunk=chunk) for chunk in wanted)
+        pieces = chunk_messages(pb.SampleRequest, self.job.tensors, needed)
+        return itertools.takewhile(lambda _: not self._cancelled, pieces)
 
     def _begin_result(self, message: pb.SampleResult) -> None:
         specs = read_specs(message.tensors, field="result.tensors", max_bytes=_MAX_RESULT_BYTES)

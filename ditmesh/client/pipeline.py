@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ditmesh.chunk_messages import chunk_messages
 from ditmesh.client.conditioning import Conditioning, TensorLike, to_wire
 from ditmesh.client.conversation import check_needed
 from ditmesh.errors import InternalError
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import Receiver, read_specs
 from ditmesh.tensors import HashedTensor, WireTensor
 from ditmesh.v1 import job_pb2
 from ditmesh.v1 import pipeline_pb2 as pb
@@ -93,7 +94,7 @@ class DecodeExchange:
         if kind == "needed":
             needed = tuple(response.needed.tensors)
             check_needed(needed, self._latents)
-            return (pb.DecodeLatentRequest(chunk=c) for c in chunks(self._latents, needed))
+            return chunk_messages(pb.DecodeLatentRequest, self._latents, needed)
         if kind == "images":
             specs = read_specs(
                 response.images.tensors, field="images.tensors", max_bytes=_MAX_BYTES

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ditmesh import rpc_status
+from ditmesh.chunk_messages import chunk_messages
 from ditmesh.client.conditioning import Conditioning, TensorLike, TensorTable, to_wire
 from ditmesh.client.conversation import check_needed
 from ditmesh.client.job import Fallback, fallback_policy
 from ditmesh.client.weights import WeightPatch, patch_messages
 from ditmesh.errors import DitmeshError, InternalError
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import Receiver, read_specs
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import sampler_pb2 as pb
 
@@ -146,4 +147,4 @@ class PredictExchange:
 def _sent(tensors: Sequence[WireTensor], needed: Sequence[int]) -> Iterator[pb.PredictRequest]:
     """The tensors that are needed, as messages made when there is room for them."""
     check_needed(needed, tensors)
-    return (pb.PredictRequest(chunk=chunk) for chunk in chunks(tensors, tuple(needed)))
+    return chunk_messages(pb.PredictRequest, tensors, tuple(needed))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
+from typing import TypeVar
 
+from ditmesh.chunk_messages import chunk_messages
 from ditmesh.errors import UnknownJob
-from ditmesh.exchange import chunks
 from ditmesh.executor.loop import StepDone
 from ditmesh.sampling import State
 from ditmesh.tensors import WireTensor
 from ditmesh.torch_tensors import from_torch
-from ditmesh.v1 import job_pb2, node_pb2, tensor_pb2
+from ditmesh.v1 import job_pb2, node_pb2
+
+M = TypeVar("M")
 
 _KEPT = 2
 
@@ -63,12 +66,10 @@ def progress_message(done: StepDone) -> node_pb2.StateUpdate:
     return node_pb2.StateUpdate(state=job_pb2.JobState(step=done.state.step), sigma=done.sigma)
 
 
-def state_messages(
-    done: StepDone,
-) -> tuple[node_pb2.StateUpdate, Iterator[tensor_pb2.TensorChunk]]:
-    """The announcement of a state, and the chunks that follow it."""
+def state_messages(done: StepDone, kind: type[M]) -> tuple[node_pb2.StateUpdate, Iterator[M]]:
+    """The announcement of a state, and the chunks that follow it as messages of a stream."""
     message, tensors = encode_state(done.state)
     update = node_pb2.StateUpdate(
         tensors=[t.spec.to_proto() for t in tensors], state=message, sigma=done.sigma
     )
-    return update, chunks(tensors, range(len(tensors)))
+    return update, chunk_messages(kind, tensors, range(len(tensors)))

@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from ditmesh import telemetry
+from ditmesh.chunk_messages import chunk_messages
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, ExecutorFailed, ProtocolError
-from ditmesh.exchange import chunks
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.inputs import TensorReader, conditioning
 from ditmesh.executor.receiving import asking, receive
@@ -105,8 +105,7 @@ class PredictSession:
             return
         result.output.CopyFrom(output.spec.to_proto())
         yield node_pb2.PredictStepResponse(result=result)
-        for chunk in chunks([output], [0]):
-            yield node_pb2.PredictStepResponse(chunk=chunk)
+        yield from chunk_messages(node_pb2.PredictStepResponse, [output], [0])
 
     def _compute(
         self,

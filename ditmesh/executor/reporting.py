@@ -12,7 +12,7 @@ from concurrent.futures import Future
 import numpy as np
 from torch import Tensor
 
-from ditmesh.exchange import chunks
+from ditmesh.chunk_messages import chunk_messages
 from ditmesh.executor.keeper import encode_state, progress_message, state_messages
 from ditmesh.executor.loop import Outcome, StepDone
 from ditmesh.jobs import PREVIEW_BYTES
@@ -85,11 +85,10 @@ class StepReports:
 
     def _state(self, done: StepDone) -> Iterator[node_pb2.RunResponse]:
         self._unsent = None
-        update, pieces = state_messages(done)
+        update, pieces = state_messages(done, node_pb2.RunResponse)
         self._add_preview(update, done)
         yield node_pb2.RunResponse(state=update)
-        for chunk in pieces:
-            yield node_pb2.RunResponse(chunk=chunk)
+        yield from pieces
 
     def _add_preview(self, update: node_pb2.StateUpdate, done: StepDone) -> None:
         every = self._spec.preview.every_steps if self._spec.HasField("preview") else 0
@@ -122,5 +121,4 @@ def result_messages(outcome: Outcome, spec: job_pb2.JobSpec) -> Iterator[node_pb
         result.state.CopyFrom(message)
     result.tensors.extend(t.spec.to_proto() for t in tensors)
     yield node_pb2.RunResponse(result=result)
-    for chunk in chunks(tensors, range(len(tensors))):
-        yield node_pb2.RunResponse(chunk=chunk)
+    yield from chunk_messages(node_pb2.RunResponse, tensors, range(len(tensors)))

@@ -14,7 +14,7 @@ import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from ditmesh import telemetry
+from ditmesh import chunk_messages, telemetry
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.servicer import NodeServicer, ServicerLimits
 from ditmesh.security import TlsFiles, require_safe
@@ -97,7 +97,7 @@ def serve(
         give_up=_give_up,
     )
     server = grpc.server(ThreadPoolExecutor(_THREADS, "grpc"), options=_OPTIONS)
-    node_pb2_grpc.add_NodeServiceServicer_to_server(servicer, server)
+    node_pb2_grpc.add_NodeServiceServicer_to_server(servicer, chunk_messages.server(server))
     more(server, engine)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)

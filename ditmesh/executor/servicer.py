@@ -151,10 +151,10 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
     ) -> Iterator[pb.FetchStateResponse]:
         """The newest state of a job that is or was run here."""
         with self._answering(context):
-            update, pieces = state_messages(self._keeper.newest(request.job_id))
+            done = self._keeper.newest(request.job_id)
+            update, pieces = state_messages(done, pb.FetchStateResponse)
             yield pb.FetchStateResponse(state=update)
-            for chunk in pieces:
-                yield pb.FetchStateResponse(chunk=chunk)
+            yield from pieces
 
     def PredictStep(
         self,

@@ -14,6 +14,7 @@ import grpc.aio
 from coordinator.identity import Identities
 from coordinator.predict_service import PredictCalls
 from coordinator.sampler_service import SamplerServicer
+from ditmesh import chunk_messages
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError
 from ditmesh.exchange import chunks
@@ -109,7 +110,9 @@ async def served(input_timeout_s: float = 5.0, **options: Any) -> AsyncIterator[
         calls = PredictCalls(w.scheduler, w.cluster, w.metrics, store, w.limits, w.jobs.reserved)
         server = grpc.aio.server()
         servicer = SamplerServicer(w.jobs, w.runner, calls, store, w.limits, Identities())
-        sampler_pb2_grpc.add_SamplerServiceServicer_to_server(servicer, server)
+        sampler_pb2_grpc.add_SamplerServiceServicer_to_server(
+            servicer, chunk_messages.server(server)
+        )
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         try:

@@ -15,6 +15,7 @@ import grpc
 import torch
 from torch import nn
 
+from ditmesh import chunk_messages
 from ditmesh.exchange import Receiver, chunks, read_specs
 from ditmesh.executor.engine import LocalEngine
 from ditmesh.executor.models import ModelCache
@@ -179,7 +180,7 @@ def serving(folder: Path, limits: ServicerLimits | None = None) -> Iterator[Node
     servicer._torch_thread.submit(torch.set_num_threads, 1).result()
     cache.get("tiny")
     server = grpc.server(ThreadPoolExecutor(16))
-    node_pb2_grpc.add_NodeServiceServicer_to_server(servicer, server)
+    node_pb2_grpc.add_NodeServiceServicer_to_server(servicer, chunk_messages.server(server))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

@@ -13,7 +13,7 @@ import grpc.aio
 import numpy as np
 import numpy.typing as npt
 
-from ditmesh import telemetry
+from ditmesh import chunk_messages, telemetry
 from ditmesh.aio_status import CallStatus
 from ditmesh.client import pipeline
 from ditmesh.client.aio.handle import AsyncJobHandle
@@ -68,8 +68,9 @@ class AsyncClient:
             self._channel = grpc.aio.insecure_channel(address, options)
         else:
             self._channel = grpc.aio.secure_channel(address, tls.credentials(), options)
-        self._sampler = sampler_pb2_grpc.SamplerServiceStub(self._channel)
-        self._pipeline = pipeline_pb2_grpc.PipelineServiceStub(self._channel)
+        calls = chunk_messages.channel(self._channel)
+        self._sampler = sampler_pb2_grpc.SamplerServiceStub(calls)
+        self._pipeline = pipeline_pb2_grpc.PipelineServiceStub(calls)
         self._cluster = cluster_pb2_grpc.ClusterServiceStub(self._channel)
         self._handles: weakref.WeakSet[AsyncJobHandle] = weakref.WeakSet()
 

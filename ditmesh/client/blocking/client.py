@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from ditmesh import telemetry
+from ditmesh import chunk_messages, telemetry
 from ditmesh.client import pipeline
 from ditmesh.client.blocking.handle import JobHandle
 from ditmesh.client.blocking.outbox import Outbox
@@ -71,8 +71,9 @@ class Client:
             self._channel = grpc.insecure_channel(address, options)
         else:
             self._channel = grpc.secure_channel(address, tls.credentials(), options)
-        self._sampler = sampler_pb2_grpc.SamplerServiceStub(self._channel)
-        self._pipeline = pipeline_pb2_grpc.PipelineServiceStub(self._channel)
+        calls = chunk_messages.channel(self._channel)
+        self._sampler = sampler_pb2_grpc.SamplerServiceStub(calls)
+        self._pipeline = pipeline_pb2_grpc.PipelineServiceStub(calls)
         self._cluster = cluster_pb2_grpc.ClusterServiceStub(self._channel)
         self._handles: weakref.WeakSet[JobHandle] = weakref.WeakSet()
 
