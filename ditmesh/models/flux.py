@@ -34,7 +34,13 @@ class Flux:
     transformer_class: type[nn.Module] = FluxTransformer
 
     def process(self, shift: float | None = None) -> NoiseProcess:
-        """Rectified flow under Flux's exponential time shift. See `Family.process`."""
+        """Rectified flow under Flux's exponential time shift. See `Family.process`.
+
+        Without a shift it is schnell's, the same curve with the shorter table of levels that
+        ComfyUI has for it.
+        """
+        if shift == 0.0:
+            return Flow.discrete(1.0, multiplier=1.0)
         return Flow.flux(self.default_shift if shift is None else shift)
 
     def forward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ditmesh.models.info import inspect
 from ditmesh.models.loading import load
 from ditmesh.models.model import LocalModel, Model
 from ditmesh.models.registry import FAMILIES, family
+from ditmesh.sampling.schedules import scheduled_sigmas
 from tests.models.tiny_flux import GOLDEN, SINGLE_FILE
 
 
@@ -175,6 +177,18 @@ def test_conditioning_moves_as_a_whole() -> None:
     assert moved.pooled.dtype == torch.bfloat16
     assert isinstance(moved.guidance, torch.Tensor)
     assert moved.guidance.dtype == torch.float32
+
+
+def test_without_a_shift_the_schedule_is_schnells() -> None:
+    """ComfyUI has 1000 levels for schnell and 10000 for Flux.1-dev, and the model sees the level
+    itself in both.
+    """
+    dev, schnell = family("flux").process(), family("flux").process(0.0)
+    lowest = [scheduled_sigmas(process, "karras", 4)[-2].item() for process in (dev, schnell)]
+    assert lowest == pytest.approx([math.exp(1.15) / (math.exp(1.15) + 9999), 0.001], rel=1e-4)
+    level = torch.tensor(0.3)
+    assert schnell.timestep(level).item() == dev.timestep(level).item() == level.item()
+    assert schnell.sigma(level).item() == level.item()
 
 
 def test_registry_and_protocols(tiny: LocalModel) -> None:
