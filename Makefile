@@ -26,8 +26,9 @@ $(VENV)/.toolchains: $(READY) clients/install-toolchains.sh clients/node/package
 	clients/install-toolchains.sh $(CURDIR)/$(VENV)
 	@touch $@
 
+# Two workers: one has all clusters and groups of processes, the other has the rest (tests/conftest.py).
 test: $(READY) $(VENV)/.toolchains ## every test that needs no GPU and takes no minutes
-	$(BIN)/pytest -m 'not gpu and not slow'
+	$(BIN)/pytest -n 2 --durations 20 -m 'not gpu and not slow'
 
 # Those of Go and Java are large: only the slow tests build these.
 $(VENV)/.toolchains-slow: $(VENV)/.toolchains
