@@ -61,6 +61,23 @@ def test_inpainting_nodes_work(comfyui: ComfyUI) -> None:
     assert made.difference("stock") <= made.tolerance
 
 
+def test_a_cache_around_the_transformer_works(comfyui: ComfyUI) -> None:
+    """It keeps the cluster from being called where little changes."""
+    if "EasyCache" not in comfyui.object_info():
+        pytest.skip("this ComfyUI does not have the node yet")
+    prompts = []
+    for kind, model in (("XDiTKSampler", "remote"), ("KSampler", "remote"), KSAMPLER):
+        prompt = sampling(kind, model, steps=12)
+        options = {"reuse_threshold": 0.8, "start_percent": 0.1, "end_percent": 0.95}
+        prompt["cached"] = node("EasyCache", model=["model", 0], verbose=False, **options)
+        prompt["sample"]["inputs"]["model"] = ["cached", 0]
+        prompts.append(prompt)
+    made = Compared(comfyui, ours=prompts[0], stock=prompts[1], theirs=prompts[2])
+    assert 0 < made.report("ours")["calls"] < 12
+    assert made.difference("ours") <= made.tolerance
+    assert made.difference("stock") <= made.tolerance
+
+
 @pytest.mark.parametrize("kind", ["KSampler", "XDiTKSampler"])
 def test_a_stock_lora_gives_the_same_picture(comfyui: ComfyUI, kind: str) -> None:
     """Merged on the ranks, it gives what ComfyUI gives that merges it itself."""
