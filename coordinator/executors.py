@@ -17,6 +17,7 @@ from coordinator.member import MemberRun, PreparedRun, RunEnd, StepReport, give_
 from coordinator.nodes import NodeLink
 from coordinator.predict import PatchedModel, PredictLane
 from coordinator.sharing import Share
+from coordinator.together import together
 from ditmesh import telemetry
 from ditmesh.errors import (
     BadResult,
@@ -37,9 +38,6 @@ from ditmesh.rpc_status import from_rpc_error
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import node_pb2, sampler_pb2
 
-# Long enough for the leader to send what it has finished, and for the member that died to show
-# which of several errors is the cause.
-_AFTERMATH_S = 0.5
 # Streams kept open for calls: each holds a thread on every member.
 _MAX_LANES = 4
 # A model may come from a cold network disk, or wait for the job before.
@@ -202,38 +200,15 @@ class Executor:
         led: bool = False,
         limit_s: float | None = None,
     ) -> list[T]:
-        """All results, or the most telling error once the others have had a moment to end.
-
-        When the work is `led`, the first member's result is enough: the others have a moment to
-        end as well, and whatever becomes of them is found out by the next work. A member that is
-        found lost, or that takes longer than `limit_s`, is an error too.
-        """
-        tasks = [asyncio.create_task(step) for step in steps]
-        losses = [asyncio.create_task(link.lost()) for link in self.members]
-        try:
-            late = await _until_decided(tasks, losses, led, limit_s)
-            gone = [rank for rank, loss in enumerate(losses) if loss.done()]
-            problems = {rank: f"is gone ({self.members[rank].view.problem})" for rank in gone}
-            if late:
-                problems = dict.fromkeys(late, f"has not answered for {limit_s:g} s")
-            if not all(task.done() for task in tasks):
-                await asyncio.wait(tasks, timeout=_AFTERMATH_S)
-        finally:
-            for task in (*tasks, *losses):
-                task.cancel()
-        if led and tasks[0].done() and not _failed(tasks[0]):
-            return [tasks[0].result()]
-        failures = [(rank, error) for rank, task in enumerate(tasks) if (error := _failed(task))]
-        if failures:
-            raise self._cause(failures)
-        # Those that were cancelled just now have not noticed yet.
-        unfinished = [rank for rank, t in enumerate(tasks) if not t.done() or t.cancelled()]
-        if unfinished:
-            for rank in late:
-                self.members[rank].hung(problems[rank])
-            rank, what = next(iter(problems.items()), (unfinished[0], "was given up"))
-            raise self._lost(rank, what)
-        return [task.result() for task in tasks]
+        """What each member, or the first alone, gives; raises the most telling error."""
+        joint = await together(steps, self.members, led=led, limit_s=limit_s)
+        if joint.results:
+            return joint.results
+        if joint.failures:
+            raise self._cause(joint.failures)
+        for rank in joint.late:
+            self.members[rank].hung(joint.problems[rank])
+        raise self._lost(*next(iter(joint.problems.items())))
 
     def _cause(self, failures: Sequence[tuple[int, BaseException]]) -> BaseException:
         """The error to tell: what no executor could do, then a death, then the work itself."""
@@ -274,34 +249,10 @@ def _translate(error: BaseException) -> BaseException:
     return known
 
 
-async def _until_decided(
-    tasks: Sequence[asyncio.Task[Any]],
-    losses: Sequence[asyncio.Task[None]],
-    led: bool,
-    limit_s: float | None,
-) -> list[int]:
-    """Wait until all is done, or it is clear that it will not be; the ranks that took too long."""
-    end = None if limit_s is None else time.monotonic() + limit_s
-    while True:
-        pending = [task for task in tasks if not task.done()]
-        if not pending or (led and tasks[0].done()) or any(map(_failed, tasks)):
-            return []
-        if any(loss.done() for loss in losses):
-            return []
-        left = None if end is None else end - time.monotonic()
-        if left is not None and left <= 0:
-            return [rank for rank, task in enumerate(tasks) if not task.done()]
-        await asyncio.wait((*pending, *losses), timeout=left, return_when=asyncio.FIRST_COMPLETED)
-
-
 async def _forward(stop: StopRequest, leader: MemberRun) -> None:
     with contextlib.suppress(DitmeshError, grpc.aio.AioRpcError):
         # A leader that can no longer be told has ended, or is about to be found lost.
         await leader.stop(await stop.wait())
-
-
-def _failed(task: asyncio.Task[Any]) -> BaseException | None:
-    return task.exception() if task.done() and not task.cancelled() else None
 
 
 async def _before(stop: StopRequest, preparing: asyncio.Task[PreparedRun]) -> bool:

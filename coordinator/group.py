@@ -192,12 +192,12 @@ class GroupManager:
                 self._handle(NodeDown(link.address))
 
     def _lacks(self, link: NodeLink) -> list[str]:
-        """The models that the group works with, or that it begins with, and the node has not
-        loaded.
+        """The models that the others have in memory, or that all begin with, and this node has
+        not.
         """
-        wanted = self._preload
-        if self.formed is not None and self.formed.members[0].up:
-            wanted = self.formed.members[0].loaded
+        members = self.formed.members if self.formed is not None else ()
+        others = (other for other in (*members, *self.links.values()) if other is not link)
+        wanted = next((other.loaded for other in others if other.loaded), self._preload)
         return [name for name in wanted if name not in link.loaded]
 
     async def _load(self, link: NodeLink, models: Sequence[str]) -> None:
