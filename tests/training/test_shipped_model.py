@@ -56,7 +56,7 @@ def checker() -> Checker:
     return load_checker()
 
 
-RIGHT_SHARE = 0.6
+RIGHT_SHARE = 0.95
 """The least share of the attributes above that has to come out, all prompts together."""
 
 
