@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bench.cluster import START_S, end_with_parent
+from bench.cluster import START_S
 
 _JOB_S = 120.0
 _STOP_S = 20.0
@@ -47,7 +47,6 @@ class BareGroup:
                     stdout=log,
                     stderr=log,
                     env=environment,
-                    preexec_fn=end_with_parent,
                 )
                 connection, _ = listener.accept()
             connection.settimeout(_JOB_S)

@@ -6,7 +6,6 @@ with BenchCluster(folder, models, nodes=8) as cluster:
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+from bench.parent import end_with_parent
 from bench.synthetic import CALLS_VARIABLE
 from ditmesh.cli.exit_codes import guarded
 from ditmesh.cli.processes import LocalCluster, free_ports
@@ -30,8 +30,6 @@ from ditmesh.supervisor import Supervisor
 START_S = 180.0
 _STOP_S = 40.0
 _GRACE_S = 15.0
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
 
 
 class BenchCluster:
@@ -83,7 +81,6 @@ class BenchCluster:
                 stdout=log,
                 stderr=log,
                 env=environment,
-                preexec_fn=end_with_parent,
             )
         try:
             self._wait()
@@ -140,11 +137,6 @@ class BenchCluster:
             raise RuntimeError(f"the cluster did not stop; see {self._log}") from None
 
 
-def end_with_parent() -> None:
-    """In a child before its program starts: SIGTERM when the benchmark itself is killed."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def _supervise(options: str) -> int:
     given = json.loads(options)
     given["models"] = Path(given["models"])
@@ -168,4 +160,5 @@ def _supervise(options: str) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(guarded(lambda: _supervise(sys.argv[1])))

@@ -12,8 +12,6 @@ A server prints its address once it listens. Nothing but the bytes is handled: n
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +24,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from bench.parent import end_with_parent
 from ditmesh.v1 import tensor_pb2
 
 PUSH = "/bench.Bench/Push"
@@ -36,7 +35,6 @@ OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _HEADER_BYTES = 9
-_PR_SET_PDEATHSIG = 1
 
 
 class Servers:
@@ -49,18 +47,17 @@ class Servers:
         self.addresses: list[str] = []
 
     def __enter__(self) -> Servers:
-        libc = ctypes.CDLL(None)
         for _ in range(self._count):
             process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
             )
             self._processes.append(process)
         for process in self._processes:
             assert process.stdout is not None
-            self.addresses.append(process.stdout.readline().decode().strip())
+            address = process.stdout.readline().decode().strip()
+            if not address:
+                raise RuntimeError(f"{self._command} does not start")
+            self.addresses.append(address)
         return self
 
     def __exit__(
@@ -207,6 +204,7 @@ def _announce(port: int) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     kind, *addresses = sys.argv[1:]
     if kind in ("sink", "relay"):
         _serve_raw(addresses)

@@ -12,7 +12,7 @@ from statistics import median
 
 from bench import jobs
 from bench.bare_group import BareGroup
-from bench.cluster import START_S, end_with_parent
+from bench.cluster import START_S
 from bench.measure import Contestant, Options, alternate
 from bench.results import Comparison, Goal, SuiteResult
 from ditmesh.cli.processes import free_ports
@@ -73,7 +73,7 @@ def _importing(what: str) -> Contestant:
 def _up(options: Options, models: Path) -> float:
     """Seconds from `ditmesh up` until a client has its picture."""
     first = free_ports(options.ranks + 1)
-    command = [sys.executable, "-m", "ditmesh.cli", "up", "--no-local"]
+    command = [sys.executable, "-m", "bench.parent", "up", "--no-local"]
     command += ["--nodes", str(options.ranks), "--models", str(models)]
     command += ["--port", str(first), "--node-port", str(first + 1)]
     job = jobs.demo_case(options.folder).client_job(1)
@@ -85,7 +85,6 @@ def _up(options: Options, models: Path) -> float:
             stdout=log,
             stderr=log,
             env=dict(os.environ),
-            preexec_fn=end_with_parent,
         )
     try:
         with Client(f"127.0.0.1:{first}") as client:

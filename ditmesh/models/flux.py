@@ -19,6 +19,8 @@ from ditmesh.models.flux_transformer import FluxTransformer
 from ditmesh.sampling import Flow, NoiseProcess
 
 DEFAULT_GUIDANCE = 3.5
+_TWICE_AS_WIDE = {2: torch.int32, 4: torch.int64, 8: torch.complex128}
+"""By the bytes of a value, a type for two of them; patches are two columns wide."""
 POSITION_AXES = 3
 """A token's position is (0, row, column); text tokens are all at the origin."""
 
@@ -76,17 +78,26 @@ class Flux:
 
 def pack(x_BCHW: Tensor) -> Tensor:
     """Latent to tokens [B, H*W/4, 4C]: rows first, and in a token channel, row, column."""
-    batch, channels, height, width = x_BCHW.shape
+    batch, _, height, width = x_BCHW.shape
     rows, columns = height // PATCH_SIZE, width // PATCH_SIZE
-    x = x_BCHW.reshape(batch, channels, rows, PATCH_SIZE, columns, PATCH_SIZE)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+    pairs = _paired(x_BCHW.contiguous()).reshape(batch, -1, rows, PATCH_SIZE, columns)
+    tokens = pairs.permute(0, 2, 4, 1, 3).reshape(batch, rows * columns, -1)
+    return tokens.view(x_BCHW.dtype)
 
 
 def unpack(tokens_BNK: Tensor, channels: int, height: int, width: int) -> Tensor:
     """Tokens back to a latent [B,C,H,W]; undoes `pack`."""
     rows, columns = height // PATCH_SIZE, width // PATCH_SIZE
-    x = tokens_BNK.reshape(-1, rows, columns, channels, PATCH_SIZE, PATCH_SIZE)
-    return x.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
+    pairs = _paired(tokens_BNK.contiguous()).reshape(-1, rows, columns, channels, PATCH_SIZE)
+    latent = pairs.permute(0, 3, 1, 4, 2).reshape(-1, channels, height, columns)
+    return latent.view(tokens_BNK.dtype)
+
+
+def _paired(values: Tensor) -> Tensor:
+    """Neighbours in the last dimension as one element, for they stay neighbours: moving whole
+    patches' rows takes a CPU a fraction of the time that single values take.
+    """
+    return values.view(_TWICE_AS_WIDE[values.element_size()])
 
 
 def image_positions(height: int, width: int, device: torch.device | str) -> Tensor:
