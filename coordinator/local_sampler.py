@@ -12,7 +12,6 @@ import torch
 
 from coordinator.pipeline_worker import PipelineWorker
 from ditmesh import chunk_messages
-from ditmesh.errors import DitmeshError
 from ditmesh.executor.device import torch_dtype
 from ditmesh.executor.engine import Engine, LocalEngine
 from ditmesh.executor.models import ModelCache
@@ -20,8 +19,6 @@ from ditmesh.executor.server import ExecutorConfig, serve
 from ditmesh.models.info import ModelInfo
 from ditmesh.models.loading import load
 from ditmesh.v1 import pipeline_pb2_grpc
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,6 @@ def run(config: LocalSamplerConfig) -> int:
 
     def make_engine() -> tuple[Engine, torch.device]:
         cache = ModelCache(config.models, load_transformer, max_loaded=config.max_loaded)
-        if config.preload is not None:
-            _preload(cache, config.preload)
         return LocalEngine(cache), device
 
     def add_pipelines(server: grpc.Server, engine: Engine) -> None:
@@ -70,12 +65,4 @@ def run(config: LocalSamplerConfig) -> int:
             worker, chunk_messages.server(server)
         )
 
-    return serve(config.executor, make_engine, more=add_pipelines)
-
-
-def _preload(cache: ModelCache, name: str) -> None:
-    try:
-        log.info("loaded %s in %.1f s", name, cache.load(name))
-    except DitmeshError as error:
-        # A job that wants it will be told; others can be served.
-        log.error("cannot load %s at the start: %s", name, error)
+    return serve(config.executor, make_engine, more=add_pipelines, preload=config.preload)

@@ -66,11 +66,13 @@ def serve(
     make_engine: Callable[[], tuple[Engine, torch.device]],
     *,
     more: Callable[[grpc.Server, Engine], None] = lambda server, engine: None,
+    preload: str | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Raises OSError for a taken port and
     UnsafeListener for an address that needs protection.
 
-    `more` adds further services to the server.
+    `more` adds further services to the server. `preload` names a model to load at once; work that
+    comes meanwhile waits for it.
     """
     require_safe(
         config.listen, protected=config.tls.authority is not None, insecure=config.insecure
@@ -111,6 +113,8 @@ def serve(
     server.start()
     probes.start()
     tell(grouped=False, draining=False)
+    if preload is not None:
+        servicer.begin_loading(preload)
     log.info("listening on %s, %s", config.listen, device)
     signal.sigwait(signals)
     servicer.drain(config.grace_s)

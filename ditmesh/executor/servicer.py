@@ -7,7 +7,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -170,6 +170,19 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                 max_bytes=self._limits.max_request_bytes,
             )
             yield from session.serve(request_iterator)
+
+    def begin_loading(self, model: str) -> None:
+        """Load a model before anybody asks for it."""
+        future = self._torch_thread.submit(self._engine.cache.load, model)
+        future.add_done_callback(lambda loading: self._loaded(model, loading))
+
+    def _loaded(self, model: str, loading: Future[float]) -> None:
+        error = loading.exception() if not loading.cancelled() else None
+        if error is None:
+            self._notify()
+        else:
+            # A job that wants it will be told; others can be served.
+            log.error("cannot load %s at the start: %s", model, error)
 
     def drain(self, grace_s: float) -> None:
         """Tell the coordinator that this process is going, and let the job in hand end."""

@@ -30,14 +30,14 @@ from ditmesh.telemetry import TelemetryConfig
 executor = ExecutorConfig(listen=sys.argv[1], telemetry=TelemetryConfig("local_sampler"))
 sys.exit(run(LocalSamplerConfig(
     models=Path(sys.argv[2]), device="cpu", dtype="fp32", max_loaded=1, executor=executor,
-    memory_bytes=int(sys.argv[3]),
+    memory_bytes=int(sys.argv[3]), preload="tiny",
 )))
 """
 
 
 @pytest.fixture
 def sampler(tmp_path: Path) -> Iterator[node_pb2_grpc.NodeServiceStub]:
-    """A local sampler that may have 3 GiB."""
+    """A local sampler that may have 3 GiB, and loads its model at the start."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "tiny.safetensors").symlink_to(CHECKPOINT)
     address = f"unix:{tmp_path / 'local.sock'}"
@@ -60,7 +60,12 @@ def sampler(tmp_path: Path) -> Iterator[node_pb2_grpc.NodeServiceStub]:
 def test_a_job_beyond_the_memory_limit_fails_and_the_process_lives(
     sampler: node_pb2_grpc.NodeServiceStub,
 ) -> None:
-    """In words that name memory; the next job is done."""
+    """In words that name memory; the next job is done. It serves while it loads its first model:
+    one that is started again is there for whoever waits.
+    """
+    for report in sampler.Watch(node_pb2.WatchRequest()):
+        if report.models[0].loaded:
+            break
     # Latent and noise of 4 GiB each, without a byte on the wire.
     vast = golden_job(empty_latent=job_pb2.EmptyLatent(batch=1, height=8192, width=8192))
     stream = Stream(sampler)
