@@ -81,16 +81,16 @@ def pack(x_BCHW: Tensor) -> Tensor:
     batch, _, height, width = x_BCHW.shape
     rows, columns = height // PATCH_SIZE, width // PATCH_SIZE
     pairs = _paired(x_BCHW.contiguous()).reshape(batch, -1, rows, PATCH_SIZE, columns)
-    tokens = pairs.permute(0, 2, 4, 1, 3).reshape(batch, rows * columns, -1)
-    return tokens.view(x_BCHW.dtype)
+    moved = _moved(pairs, (0, 2, 4, 1, 3))
+    return moved.view(batch, rows * columns, -1).view(x_BCHW.dtype)
 
 
 def unpack(tokens_BNK: Tensor, channels: int, height: int, width: int) -> Tensor:
     """Tokens back to a latent [B,C,H,W]; undoes `pack`."""
     rows, columns = height // PATCH_SIZE, width // PATCH_SIZE
     pairs = _paired(tokens_BNK.contiguous()).reshape(-1, rows, columns, channels, PATCH_SIZE)
-    latent = pairs.permute(0, 3, 1, 4, 2).reshape(-1, channels, height, columns)
-    return latent.view(tokens_BNK.dtype)
+    moved = _moved(pairs, (0, 3, 1, 4, 2))
+    return moved.view(-1, channels, height, columns).view(tokens_BNK.dtype)
 
 
 def _paired(values: Tensor) -> Tensor:
@@ -98,6 +98,11 @@ def _paired(values: Tensor) -> Tensor:
     patches' rows takes a CPU a fraction of the time that single values take.
     """
     return values.view(_TWICE_AS_WIDE[values.element_size()])
+
+
+def _moved(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """A permutation in memory of its own, with strides that say so even where a size is 1."""
+    return values.permute(dims).clone(memory_format=torch.contiguous_format)
 
 
 def image_positions(height: int, width: int, device: torch.device | str) -> Tensor:
