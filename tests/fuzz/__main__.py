@@ -25,7 +25,7 @@ def main() -> int:
     print(f"{report.sent} requests in {report.seconds:.0f} s, seed {args.seed}")
     for name, count in report.answers.most_common():
         print(f"  {name:20} {count}")
-    print(f"memory: {early} KiB after a tenth, {late} KiB at the end")
+    print("memory in MiB:", *(kib // 1024 for kib in report.resident_kib))
     print(f"restarts: {report.restarts}, defects: {len(report.defects)}")
     for defect in report.defects[:20]:
         print(f"  {defect}")

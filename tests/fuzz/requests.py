@@ -22,11 +22,15 @@ WORDS = ("", "euler", "simple", "tiny-flux", "../../etc/passwd", "a" * 5000, "\x
 
 @dataclass(frozen=True)
 class Request:
-    """A stream of raw messages to one method; `silent` sends nothing more and stays open."""
+    """A stream of raw messages to one method.
+
+    Then `silent` sends nothing more and stays open, `endless` is sent again and again.
+    """
 
     method: str
     messages: tuple[bytes, ...]
     silent: bool = False
+    endless: bytes | None = None
 
 
 def requests(seed: int) -> Iterator[Request]:
@@ -42,6 +46,7 @@ def requests(seed: int) -> Iterator[Request]:
         _hostile_call,
         _hostile_pipeline,
         _silent,
+        _endless,
     )
     while True:
         yield rng.choice(kinds)(rng)
@@ -213,3 +218,26 @@ def _silent(rng: random.Random) -> Request:
     """A stream that begins and then says nothing."""
     job = sampler_pb2.SampleRequest(job=sound_job(rng)).SerializeToString()
     return Request(SAMPLE, (job,) if rng.random() < 0.7 else (), silent=True)
+
+
+def _endless(rng: random.Random) -> Request:
+    """A stream that never stops: pieces, calls, jobs or cancels, as fast as they are taken."""
+    job = sound_job(rng)
+    cancel = sampler_pb2.SampleRequest(cancel=sampler_pb2.CancelJob()).SerializeToString()
+    again = sampler_pb2.SampleRequest(job=job).SerializeToString()
+    match rng.randrange(5):
+        case 0:
+            return Request(SAMPLE, (again,), endless=_chunk(rng, 256))
+        case 1:
+            return Request(SAMPLE, (again,), endless=rng.choice((again, cancel)))
+        case 2:
+            # Byte by byte, each at its place.
+            job.tensors[0].shape[1] = 8192
+            first = sampler_pb2.SampleRequest(job=job).SerializeToString()
+            drops = tuple(_chunk(rng, 1, offset=i) for i in range(500))
+            return Request(SAMPLE, (first, *drops), endless=_chunk(rng, 1))
+        case 3:
+            calls = _hostile_call(rng).messages
+            return Request(PREDICT, calls, endless=calls[-1])
+        case _:
+            return Request(DECODE, _hostile_pipeline(rng).messages, endless=rng.randbytes(50))

@@ -19,6 +19,7 @@ from tests.fuzz.requests import CLUSTER, ENCODE, Request, requests
 
 AT_ONCE = 16
 SILENCE_S = 0.05
+ENDLESS_S = 0.25
 _DEFECTS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED)
 """What a malformed request must not be answered with, but for two cases that are no defects."""
 _NO_MESSAGE = "google.protobuf.message.DecodeError"
@@ -81,8 +82,10 @@ def _send(channel: grpc.Channel, request: Request) -> grpc.RpcError | None:
         yield from request.messages
         if request.silent:
             time.sleep(SILENCE_S)
+        if request.endless is not None:
+            yield from itertools.repeat(request.endless)
 
-    timeout = SILENCE_S if request.silent else 5.0
+    timeout = SILENCE_S if request.silent else 5.0 if request.endless is None else ENDLESS_S
     try:
         if request.method == CLUSTER:
             channel.unary_unary(request.method)(request.messages[0], timeout=timeout)
