@@ -7,7 +7,7 @@ then sends just those, in that order. The same code serves clients, coordinator 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ditmesh.content import ContentStore
 from ditmesh.errors import InvalidTensor, LimitExceeded, ProtocolError
@@ -18,15 +18,6 @@ CHUNK_BYTES = 1 << 20
 MAX_CHUNK_BYTES = 2 << 20
 # A LoRA has hundreds.
 MAX_TENSORS = 8192
-
-
-def chunks(tensors: Sequence[WireTensor], needed: Iterable[int]) -> Iterator[pb.TensorChunk]:
-    """The chunks of the tensors asked for, in the order asked for."""
-    for index in needed:
-        view = memoryview(tensors[index].data)
-        for offset in range(0, len(view), CHUNK_BYTES):
-            piece = bytes(view[offset : offset + CHUNK_BYTES])
-            yield pb.TensorChunk(tensor=index, offset=offset, data=piece)
 
 
 def read_specs(

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ditmesh import chunk_messages as cm
-from ditmesh.exchange import CHUNK_BYTES, chunks
+from ditmesh.exchange import CHUNK_BYTES
 from ditmesh.tensors import DataType, TensorSpec, WireTensor
 from ditmesh.v1 import node_pb2, node_pb2_grpc, pipeline_pb2, sampler_pb2, tensor_pb2
+from tests.chunks import chunks
 
 KINDS: list[Any] = [
     message

@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, InvalidTensor, LimitExceeded, ProtocolError
-from ditmesh.exchange import (
-    CHUNK_BYTES,
-    MAX_CHUNK_BYTES,
-    MAX_TENSORS,
-    Receiver,
-    chunks,
-    read_specs,
-)
+from ditmesh.exchange import CHUNK_BYTES, MAX_CHUNK_BYTES, MAX_TENSORS, Receiver, read_specs
 from ditmesh.tensors import DataType, TensorSpec, WireTensor
 from ditmesh.v1 import tensor_pb2 as pb
+from tests.chunks import chunks
 
 
 def tensor(size: int, value: int = 1) -> WireTensor:

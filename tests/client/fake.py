@@ -12,7 +12,7 @@ import numpy as np
 
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, JobCancelled
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import Receiver, read_specs
 from ditmesh.jobs import spec_digest
 from ditmesh.rpc_status import abort_sync, to_status_bytes
 from ditmesh.tensors import WireTensor
@@ -26,6 +26,7 @@ from ditmesh.v1 import (
     tensor_pb2,
 )
 from ditmesh.v1 import sampler_pb2 as pb
+from tests.chunks import chunks
 
 STEPS = 4
 LIMIT = 1 << 30

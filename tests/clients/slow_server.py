@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import grpc
 
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import Receiver, read_specs
 from ditmesh.tensors import DataType, TensorSpec, WireTensor
 from ditmesh.v1 import (
     job_pb2,
@@ -20,6 +20,7 @@ from ditmesh.v1 import (
     sampler_pb2_grpc,
     tensor_pb2,
 )
+from tests.chunks import chunks
 
 PICTURE = b"the bytes of a picture"
 _EVERYTHING = 1 << 40

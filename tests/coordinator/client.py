@@ -17,11 +17,11 @@ from coordinator.sampler_service import SamplerServicer
 from ditmesh import chunk_messages
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError
-from ditmesh.exchange import chunks
 from ditmesh.rpc_status import from_rpc_error
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import job_pb2, sampler_pb2_grpc
 from ditmesh.v1 import sampler_pb2 as pb
+from tests.chunks import chunks
 from tests.coordinator.fakes import World, until, world
 
 

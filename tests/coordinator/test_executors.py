@@ -20,11 +20,12 @@ from coordinator.member import RunEnd, StepReport
 from coordinator.nodes import NodeLink
 from ditmesh import errors, shared_memory
 from ditmesh.errors import DitmeshError
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import Receiver, read_specs
 from ditmesh.jobs import Job
 from ditmesh.rpc_status import abort
 from ditmesh.v1 import job_pb2, node_pb2_grpc, sampler_pb2, tensor_pb2
 from ditmesh.v1 import node_pb2 as pb
+from tests.chunks import chunks
 from tests.coordinator.fakes import f32, make_job, run, until
 
 Act = Callable[["ScriptedNode", Any], Awaitable[None]]

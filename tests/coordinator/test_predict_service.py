@@ -10,11 +10,11 @@ import pytest
 
 from coordinator.config import Limits
 from ditmesh.errors import DitmeshError, ExecutorFailed, GroupLost, Overloaded
-from ditmesh.exchange import chunks
 from ditmesh.rpc_status import from_status_bytes
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import job_pb2
 from ditmesh.v1 import sampler_pb2 as pb
+from tests.chunks import chunks
 from tests.coordinator.client import served
 from tests.coordinator.fakes import f32, run
 

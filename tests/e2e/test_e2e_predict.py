@@ -15,13 +15,14 @@ from safetensors.numpy import load_file
 from ditmesh import rpc_status
 from ditmesh.client import Conditioning, WeightPatch
 from ditmesh.errors import InvalidTensor, UnknownModel
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import Receiver, read_specs
 from ditmesh.models import family, patches
 from ditmesh.models.info import inspect
 from ditmesh.models.model import LocalModel
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import job_pb2, sampler_pb2_grpc
 from ditmesh.v1 import sampler_pb2 as pb
+from tests.chunks import chunks
 from tests.e2e.cluster import MODEL, Cluster
 from tests.e2e.jobs import random_conditioning
 from tests.sampling.golden_cases import CHECKPOINT, GOLDEN

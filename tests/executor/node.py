@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ditmesh import chunk_messages
-from ditmesh.exchange import Receiver, chunks, read_specs
+from ditmesh.exchange import Receiver, read_specs
 from ditmesh.executor.engine import LocalEngine
 from ditmesh.executor.models import ModelCache
 from ditmesh.executor.servicer import NodeServicer, ServicerLimits
@@ -27,6 +27,7 @@ from ditmesh.tensors import WireTensor, as_wire
 from ditmesh.torch_tensors import to_torch
 from ditmesh.v1 import job_pb2, node_pb2_grpc, sampler_pb2
 from ditmesh.v1 import node_pb2 as pb
+from tests.chunks import chunks
 from tests.sampling.golden_cases import CHECKPOINT, golden_tensors, load_golden
 
 CASE = "flux_euler_simple_n8_cfg1_d1_b1_16x16"

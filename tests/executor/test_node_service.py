@@ -19,7 +19,6 @@ import torch
 from ditmesh import errors, telemetry
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError
-from ditmesh.exchange import chunks
 from ditmesh.executor.servicer import ServicerLimits
 from ditmesh.jobs import Job, Snapshot
 from ditmesh.rpc_status import from_rpc_error, from_status_bytes
@@ -29,6 +28,7 @@ from ditmesh.tensors import WireTensor, as_wire
 from ditmesh.torch_tensors import to_torch
 from ditmesh.v1 import job_pb2, sampler_pb2, tensor_pb2
 from ditmesh.v1 import node_pb2 as pb
+from tests.chunks import chunks
 from tests.executor.node import CASE, Node, Stream, golden_job, serving
 from tests.models.tiny_flux import GOLDEN
 from tests.sampling.golden_cases import load_golden
