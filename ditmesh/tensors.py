@@ -20,6 +20,10 @@ from ditmesh.v1 import tensor_pb2 as pb
 
 MAX_DIMENSIONS = 8
 
+_FINITE_BLOCK = 1 << 16
+_BF16_EXPONENT = np.uint16(0x7F80)
+"""All ones in what is infinite or no number."""
+
 
 class DataType(enum.Enum):
     """Element formats: the name that enters the hash, the wire number, bytes an element."""
@@ -141,10 +145,11 @@ class WireTensor:
         """Whether no value is NaN or infinite."""
         if not self.spec.data_type.is_float:
             return True
-        if self.spec.data_type is DataType.BF16:
-            raw = np.frombuffer(self.data, dtype="<u2")
-            return not bool(((raw & 0x7F80) == 0x7F80).any())
-        return bool(np.isfinite(self.numpy()).all())
+        flat = np.frombuffer(self.data, dtype=self.spec.data_type.storage)
+        finite = _bf16_finite if self.spec.data_type is DataType.BF16 else np.isfinite
+        # Block by block: what is in the processor's cache is looked at several times as fast.
+        blocks = range(0, len(flat), _FINITE_BLOCK)
+        return all(bool(finite(flat[at : at + _FINITE_BLOCK]).all()) for at in blocks)
 
     @classmethod
     def from_numpy(cls, array: npt.NDArray[np.generic]) -> WireTensor:
@@ -176,6 +181,10 @@ class HashedTensor(WireTensor):
             f"the bytes of {self.spec} are not here, only their hash: encode the prompt again, "
             "without hashes_only where its values are needed"
         )
+
+
+def _bf16_finite(raw: npt.NDArray[np.uint16]) -> npt.NDArray[np.bool_]:
+    return np.not_equal(raw & _BF16_EXPONENT, _BF16_EXPONENT)
 
 
 def content_hash(data_type: DataType, shape: Sequence[int], data: bytes | memoryview) -> bytes:
