@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -142,7 +143,11 @@ class WireTensor:
         return raw
 
     def all_finite(self) -> bool:
-        """Whether no value is NaN or infinite."""
+        """Whether no value is NaN or infinite; looked at once, however often it is asked."""
+        return self._finite
+
+    @cached_property
+    def _finite(self) -> bool:
         if not self.spec.data_type.is_float:
             return True
         flat = np.frombuffer(self.data, dtype=self.spec.data_type.storage)
@@ -184,7 +189,8 @@ class HashedTensor(WireTensor):
 
 
 def _bf16_finite(raw: npt.NDArray[np.uint16]) -> npt.NDArray[np.bool_]:
-    return np.not_equal(raw & _BF16_EXPONENT, _BF16_EXPONENT)
+    finite: npt.NDArray[np.bool_] = np.not_equal(raw & _BF16_EXPONENT, _BF16_EXPONENT)
+    return finite
 
 
 def content_hash(data_type: DataType, shape: Sequence[int], data: bytes | memoryview) -> bytes:

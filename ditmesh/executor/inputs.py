@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -93,15 +94,29 @@ def conditioning(message: pb.Conditioning, reader: TensorReader) -> Conditioning
 class TensorReader:
     """Index -> torch tensor on the device, each moved once."""
 
-    def __init__(self, tensors: Sequence[WireTensor], device: torch.device) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[WireTensor],
+        device: torch.device,
+        kept: Mapping[bytes, Tensor] = MappingProxyType({}),
+    ) -> None:
+        """`kept`: tensors that are on the device already, by hash."""
         self._tensors = tensors
         self._moved: dict[int, Tensor] = {}
+        self._kept = kept
         self.device = device
 
     def __getitem__(self, index: int) -> Tensor:
         if index not in self._moved:
-            self._moved[index] = to_torch(self._tensors[index], self.device)
+            tensor = self._tensors[index]
+            there = self._kept.get(tensor.spec.sha256)
+            self._moved[index] = to_torch(tensor, self.device) if there is None else there
         return self._moved[index]
+
+    def by_hash(self) -> dict[bytes, Tensor]:
+        """The tensors that were used and have a hash, to be kept for the next request."""
+        hashes = {index: self._tensors[index].spec.sha256 for index in self._moved}
+        return {sha256: self._moved[index] for index, sha256 in hashes.items() if sha256}
 
 
 def _latent(spec: pb.JobSpec, reader: TensorReader, model: LateModel) -> Tensor:

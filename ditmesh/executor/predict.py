@@ -51,6 +51,7 @@ class PredictSession:
         self._store = store
         self._max_bytes = max_bytes
         self._patches: PatchSet | None = None
+        self._kept: dict[bytes, torch.Tensor] = {}
 
     def serve(self, requests: _Requests) -> _Responses:
         """Answer one stream. A call that fails is answered with its error, but for failures
@@ -115,11 +116,14 @@ class PredictSession:
         mesh: int,
     ) -> WireTensor:
         model = self._engine.model(name, mesh, self._patches)
-        reader = TensorReader(tensors, model.device)
+        reader = TensorReader(tensors, model.device, self._kept)
         x = reader[call.x]
         timestep = torch.tensor(list(call.timestep), dtype=torch.float32, device=model.device)
         try:
-            output = model.predict(x, timestep, conditioning(call.conditioning, reader))
+            cond = conditioning(call.conditioning, reader)
+            # Step after step has the same conditioning.
+            self._kept = reader.by_hash()
+            output = model.predict(x, timestep, cond)
         except DitmeshError:
             raise
         except Exception as error:
