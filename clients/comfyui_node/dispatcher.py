@@ -88,15 +88,22 @@ class Dispatcher:
         """
         from ditmesh.errors import Unavailable
 
+        is_new = self not in _CLIENTS
         client = self.client()
         try:
             return wait_for(
                 client.cluster, check=comfy_api.raise_if_cancelled, abandon=lambda: None
             )
         except Unavailable:
-            # A new connection is tried at once; this one would pause before it tries again.
-            _CLIENTS.drop(self)
-            raise
+            # Where a connection once failed, it pauses before it tries again; a new one does not.
+            self.hang_up()
+            if is_new:
+                raise
+        return self.cluster()
+
+    def hang_up(self) -> None:
+        """Close the connection; the next use opens another."""
+        _CLIENTS.drop(self)
 
 
 def _connect(dispatcher: Dispatcher) -> Client:
@@ -143,6 +150,10 @@ class ClientCache:
             if key not in self._clients:
                 self._clients[key] = self._connect(dispatcher)
             return self._clients[key]
+
+    def __contains__(self, dispatcher: Dispatcher) -> bool:
+        with self._lock:
+            return _key(dispatcher) in self._clients
 
     def drop(self, dispatcher: Dispatcher) -> None:
         """Hang up, so that the next use connects anew."""

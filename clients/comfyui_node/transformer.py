@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ditmesh.client import Conditioning
-from ditmesh.errors import DeadlineExceeded, DitmeshError, JobCancelled
+from ditmesh.errors import DeadlineExceeded, DitmeshError, JobCancelled, Unavailable
 
 from . import comfy_api
 from .dispatcher import Dispatcher
@@ -83,6 +83,19 @@ class RemoteTransformer(torch.nn.Module):
             yield
         finally:
             self._ends_at = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            weights = self.__dict__.get("_weights", ())
+            if any(weight.startswith(f"{name}.") for weight in weights):
+                raise AttributeError(
+                    f"A node asks for the weights {name!r} of {self.model!r}, which are on a "
+                    "ditmesh cluster and not here: hooks, for example, change weights while "
+                    "sampling. Remove that node, or load the model in ComfyUI."
+                ) from None
+            raise
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # Without names in the state dict, ComfyUI drops every LoRA and only logs it.
@@ -176,6 +189,8 @@ class RemoteTransformer(torch.nn.Module):
             self.close()
             if limit is not None and isinstance(error, DeadlineExceeded):
                 raise self._too_late() from error
+            if isinstance(error, Unavailable):
+                self.dispatcher.hang_up()
             raise RemoteError(
                 f"The cluster at {self.dispatcher.address} did not compute {self.model!r}: {error}"
             ) from error

@@ -185,6 +185,31 @@ def test_a_dropped_connection_is_made_anew() -> None:
     assert len(closed) == 3
 
 
+def test_a_connection_that_once_failed_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the cluster is back, the first try finds it; when it is not, one new try is enough."""
+    answers: list[Any] = [Unavailable("old"), "the cluster", Unavailable("down"), Unavailable("so")]
+    made: list[Dispatcher] = []
+
+    def answer() -> Any:
+        found = answers.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def connect(given: Dispatcher) -> Any:
+        made.append(given)
+        return SimpleNamespace(cluster=answer, close=lambda: None)
+
+    monkeypatch.setattr(dispatcher, "_CLIENTS", ClientCache(connect))
+    monkeypatch.setattr(comfy_api, "raise_if_cancelled", lambda: None)
+    here = Dispatcher("here:1")
+    here.client()
+    assert here.cluster() == "the cluster"
+    with pytest.raises(Unavailable, match="so"):
+        here.cluster()
+    assert (len(made), answers) == (3, [])
+
+
 def test_no_dispatcher_means_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or this machine's cluster."""
     monkeypatch.delenv(dispatcher.ADDRESS_VARIABLE, raising=False)

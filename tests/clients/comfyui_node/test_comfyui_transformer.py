@@ -218,6 +218,13 @@ def test_the_calls_of_one_picture_share_its_time(
     assert client.streams[0].limits == [10.0, 4.0, 10.0]
 
 
+def test_weights_that_a_node_asks_for_are_not_here(module: RemoteTransformer) -> None:
+    """In words for the user; still an AttributeError, by which ComfyUI finds out what there is."""
+    with pytest.raises(AttributeError, match="'img_in' of 'flux', which are on a ditmesh cluster"):
+        _ = module.img_in
+    assert not hasattr(module, "something_else")
+
+
 def test_an_answer_that_comes_too_late_names_the_limit(client: Client) -> None:
     """That of the dispatcher, not what was left of it for the call."""
     module = RemoteTransformer(Dispatcher("here:1", timeout_s=10.0), "flux", SHAPES)

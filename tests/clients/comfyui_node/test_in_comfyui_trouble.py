@@ -133,7 +133,7 @@ def test_a_lora_that_cannot_be_sent_is_an_error(comfyui: ComfyUI, kind: str) -> 
 
 
 def test_a_hook_lora_is_an_error_without_weights(comfyui: ComfyUI) -> None:
-    """Hooks change weights while sampling, which no cluster can follow."""
+    """Hooks change weights while sampling, which no cluster does."""
     write_lora(comfyui.folder / "models" / "loras" / "tiny.safetensors", hidden=256)
     for kind in ("KSampler", "XDiTKSampler"):
         prompt = sampling(kind, "remote")
