@@ -21,6 +21,7 @@ install=("$venv/bin/pip" install --quiet --disable-pip-version-check)
 grep -vE "^($apart)([^a-z]|$)" "$checkout/requirements.txt" >"$venv/requirements.txt"
 echo "torch==$torch" >"$venv/constraints.txt"
 "${install[@]}" "torch==$torch"
-"${install[@]}" -c "$venv/constraints.txt" -r "$venv/requirements.txt" -e "$root"
+# ComfyUI imports requests but does not name it.
+"${install[@]}" -c "$venv/constraints.txt" -r "$venv/requirements.txt" requests -e "$root"
 # torchvision 0.(n + 15) goes with torch 2.n.
 "${install[@]}" --no-deps "torchvision==0.$((minor + 15)).*" kornia kornia_rs spandrel
