@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from tests.chaos.proxy import FaultProxy
@@ -21,22 +20,19 @@ class Fault:
     """A kind of fault.
 
     `inject` does it and returns what undoes it, which happens after `hold_s` seconds, or when the
-    job has ended if that is None. `local`: it is meant for a job on the local sampler.
+    job has ended if that is None. `local`: it is meant for a job on the local sampler. `kills`:
+    the signal ends a process that the coordinator watches.
     """
 
     name: str
     inject: Callable[[Site, random.Random], Undo]
     hold_s: float | None = 0.0
     local: bool = False
+    kills: bool = False
 
 
 def _nothing() -> None:
     """There is nothing to undo."""
-
-
-def _send(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):  # an earlier fault was faster
-        os.kill(pid, number)
 
 
 def _pid_of_rank(site: Site, rank: int) -> int:
@@ -48,73 +44,73 @@ def _some_rank(site: Site, rng: random.Random) -> int:
 
 
 def _kill_leader(site: Site, rng: random.Random) -> Undo:
-    _send(_pid_of_rank(site, 0), signal.SIGKILL)
+    site.signal(_pid_of_rank(site, 0), signal.SIGKILL)
     return _nothing
 
 
 def _kill_follower(site: Site, rng: random.Random) -> Undo:
-    _send(_pid_of_rank(site, _some_rank(site, rng)), signal.SIGKILL)
+    site.signal(_pid_of_rank(site, _some_rank(site, rng)), signal.SIGKILL)
     return _nothing
 
 
 def _kill_all_ranks(site: Site, rng: random.Random) -> Undo:
     for node in site.snapshot().nodes:
         if node.rank is not None:
-            _send(node.pid, signal.SIGKILL)
+            site.signal(node.pid, signal.SIGKILL)
     return _nothing
 
 
 def _kill_while_forming(site: Site, rng: random.Random) -> Undo:
     """Another rank dies while the survivors of the first form their group."""
     first, second = _pid_of_rank(site, 0), _pid_of_rank(site, _some_rank(site, rng))
-    _send(first, signal.SIGKILL)
+    site.signal(first, signal.SIGKILL)
     time.sleep(rng.uniform(0.2, 0.9))
-    _send(second, signal.SIGKILL)
+    site.signal(second, signal.SIGKILL)
     return _nothing
 
 
 def _terminate_rank(site: Site, rng: random.Random) -> Undo:
-    _send(_pid_of_rank(site, rng.randrange(max(site.size(), 1))), signal.SIGTERM)
+    site.signal(_pid_of_rank(site, rng.randrange(max(site.size(), 1))), signal.SIGTERM)
     return _nothing
 
 
 def _stop_rank(site: Site, rng: random.Random) -> Undo:
     pid = _pid_of_rank(site, rng.randrange(max(site.size(), 1)))
-    _send(pid, signal.SIGSTOP)
-    return lambda: _send(pid, signal.SIGCONT)
+    site.signal(pid, signal.SIGSTOP)
+    return lambda: site.signal(pid, signal.SIGCONT)
 
 
 def _kill_local(site: Site, rng: random.Random) -> Undo:
-    _send(site.local_pid(), signal.SIGKILL)
+    site.signal(site.local_pid(), signal.SIGKILL)
     return _nothing
 
 
 def _stop_local(site: Site, rng: random.Random) -> Undo:
     pid = site.local_pid()
-    _send(pid, signal.SIGSTOP)
-    return lambda: _send(pid, signal.SIGCONT)
+    site.signal(pid, signal.SIGSTOP)
+    return lambda: site.signal(pid, signal.SIGCONT)
 
 
 def _kill_coordinator(site: Site, rng: random.Random) -> Undo:
-    _send(site.coordinator_pid(), signal.SIGKILL)
+    site.signal(site.coordinator_pid(), signal.SIGKILL)
     return _nothing
 
 
 def _terminate_coordinator(site: Site, rng: random.Random) -> Undo:
-    _send(site.coordinator_pid(), signal.SIGTERM)
+    site.signal(site.coordinator_pid(), signal.SIGTERM)
     return _nothing
 
 
 def _stop_coordinator(site: Site, rng: random.Random) -> Undo:
     pid = site.coordinator_pid()
-    _send(pid, signal.SIGSTOP)
-    return lambda: _send(pid, signal.SIGCONT)
+    site.signal(pid, signal.SIGSTOP)
+    return lambda: site.signal(pid, signal.SIGCONT)
 
 
 def _kill_coordinator_and_leader(site: Site, rng: random.Random) -> Undo:
     pid = _pid_of_rank(site, 0)
-    _send(site.coordinator_pid(), signal.SIGKILL)
-    _send(pid, signal.SIGKILL)
+    site.signal(site.coordinator_pid(), signal.SIGKILL)
+    site.signal(pid, signal.SIGKILL)
     return _nothing
 
 
@@ -199,7 +195,7 @@ def _disk_full_and_kill(site: Site, rng: random.Random) -> Undo:
     """The journal misses the newest states when its process dies."""
     undo = _entered(site.full_disk())
     time.sleep(rng.uniform(0.0, 1.0))
-    _send(site.coordinator_pid(), signal.SIGKILL)
+    site.signal(site.coordinator_pid(), signal.SIGKILL)
     return undo
 
 
@@ -209,16 +205,17 @@ def _clock_jumps(site: Site, rng: random.Random) -> Undo:
 
 
 FAULTS = (
-    Fault("kill the leading rank", _kill_leader),
-    Fault("kill another rank", _kill_follower),
-    Fault("kill every rank", _kill_all_ranks),
+    Fault("kill the leading rank", _kill_leader, kills=True),
+    Fault("kill another rank", _kill_follower, kills=True),
+    Fault("kill every rank", _kill_all_ranks, kills=True),
     Fault("kill a rank while a group forms", _kill_while_forming),
     Fault("terminate a rank (SIGTERM)", _terminate_rank),
     Fault("pause a rank for 2 s (SIGSTOP)", _stop_rank, 2.0),
     Fault("hang a rank (SIGSTOP)", _stop_rank, None),
-    Fault("kill the local sampler", _kill_local, local=True),
+    Fault("kill the local sampler", _kill_local, local=True, kills=True),
     Fault("pause the local sampler for 2 s", _stop_local, 2.0, local=True),
-    Fault("hang the local sampler for 9 s", _stop_local, 9.0, local=True),
+    Fault("pause the local sampler for 7 s", _stop_local, 7.0, local=True),
+    Fault("hang the local sampler (SIGSTOP)", _stop_local, None, local=True),
     Fault("kill the coordinator", _kill_coordinator),
     Fault("kill the coordinator, job on the local sampler", _kill_coordinator, local=True),
     Fault("kill coordinator and leading rank", _kill_coordinator_and_leader),

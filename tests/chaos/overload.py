@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 from coordinator.config import Limits
 from ditmesh.client import Client, Progress
@@ -17,44 +18,49 @@ from tests.chaos.site import Site, Usage
 _AT_ONCE = 8
 _NOISE_BYTES = 8 << 20
 """What an allocator may keep back."""
+_QUARTERS = 4
 _RUNS_FIRST = 5
 """Every so many-th job is cancelled at work, the others on their way in or in the queue."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What a process gained over the jobs."""
+    """What a process gained over the jobs. `memory_bytes`: over each quarter of them."""
 
     files: int
-    memory_bytes: int
+    memory_bytes: tuple[int, ...]
 
 
-def cancel_jobs(site: Site, count: int) -> dict[str, Growth]:
-    """Cancel as many jobs as are remembered after their end, then `count`; how each process grew
-    over the latter.
+def cancel_jobs(site: Site, count: int, *, warm: int = Limits().kept_jobs + 1) -> dict[str, Growth]:
+    """Cancel `warm` jobs, by default as many as are remembered after their end, then `count`; how
+    each process grew over the latter.
     """
-    _cancel(site, Limits().kept_jobs + 1, "warm")
-    before, held = settled(site), site.snapshot().queue.bytes_in_flight
-    _cancel(site, count, "cancelled")
-    after = settled(site)
+    _cancel(site, warm, "warm")
+    held = [settled(site)]
+    in_flight = site.snapshot().queue.bytes_in_flight
+    for quarter in range(_QUARTERS):
+        _cancel(site, count // _QUARTERS, f"cancelled-{quarter}")
+        held.append(settled(site))
     # Results of earlier jobs may still be kept.
-    assert site.snapshot().queue.bytes_in_flight <= held
-    assert before.keys() == after.keys(), (before, after)
+    assert site.snapshot().queue.bytes_in_flight <= in_flight
+    assert held[0].keys() == held[-1].keys(), held
     return {
         name: Growth(
-            after[name].files - before[name].files,
-            after[name].memory_bytes - before[name].memory_bytes,
+            held[-1][name].files - held[0][name].files,
+            tuple(b[name].memory_bytes - a[name].memory_bytes for a, b in pairwise(held)),
         )
-        for name in before
+        for name in held[0]
     }
 
 
 def leaks(grown: dict[str, Growth]) -> list[str]:
     """The processes that did not stay as they were, in words."""
     return [
-        f"{name} has {growth.files} more files and {growth.memory_bytes} more bytes"
+        f"{name} has {growth.files} more files, and memory grew by {growth.memory_bytes} bytes"
         for name, growth in grown.items()
-        if growth.files > 0 or growth.memory_bytes > _NOISE_BYTES
+        if growth.files > 0
+        or sum(growth.memory_bytes) > _NOISE_BYTES
+        or growth.memory_bytes[-1] > _NOISE_BYTES // _QUARTERS
     ]
 
 

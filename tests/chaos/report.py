@@ -1,4 +1,4 @@
-"""The outcome of a run, as JSON and as a table."""
+"""The outcome of a run, as JSON and as a table; a run may have been made in parts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ class Outcome:
 
     seed: int
     ranks: int
-    reports: Sequence[Report]
-    seconds: float
+    reports: list[Report] = field(default_factory=list)
+    seconds: float = 0.0
     leaks: list[str] = field(default_factory=list)
     overload: dict[str, Any] = field(default_factory=dict)
 
@@ -47,19 +46,37 @@ class Outcome:
         return not (self.lost or self.wrong or self.leaks)
 
 
-def save(outcome: Outcome, folder: Path) -> None:
-    """Write `chaos.json` and `chaos.md`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = {
-        **asdict(outcome),
-        "counted": len(outcome.faults),
-        "lost": len(outcome.lost),
-        "wrong": len(outcome.wrong),
+def save(outcome: Outcome, folder: Path, part: tuple[int, int]) -> Outcome:
+    """Keep this part of a run, and write `chaos.json` and `chaos.md` of all parts that are there;
+    what they say together.
+    """
+    parts = folder / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    number, of = part
+    for old in parts.glob("*.json"):
+        if not old.stem.endswith(f"-of-{of}") or not old.stem.startswith(f"{outcome.seed}-"):
+            old.unlink()  # another run's
+    file = parts / f"{outcome.seed}-part-{number}-of-{of}.json"
+    file.write_text(json.dumps(asdict(outcome)))
+    whole = Outcome(outcome.seed, outcome.ranks)
+    for file in sorted(parts.glob("*.json")):
+        read = json.loads(file.read_text())
+        whole.reports += [Report(**report) for report in read["reports"]]
+        whole.seconds += read["seconds"]
+        whole.leaks += read["leaks"]
+        whole.overload |= read["overload"]
+    summary = {
+        "parts": len(list(parts.glob("*.json"))),
+        "counted": len(whole.faults),
+        "lost": len(whole.lost),
+        "wrong": len(whole.wrong),
         "tolerance": TOLERANCE,
         "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
+        **asdict(whole),
     }
-    (folder / "chaos.json").write_text(json.dumps(whole, indent=1))
-    (folder / "chaos.md").write_text(text(outcome))
+    (folder / "chaos.json").write_text(json.dumps(summary, indent=1))
+    (folder / "chaos.md").write_text(text(whole))
+    return whole
 
 
 def text(outcome: Outcome) -> str:
@@ -85,4 +102,16 @@ def text(outcome: Outcome) -> str:
             f"{max(r.repeated_steps for r in of)} | "
             f"{'; '.join(f'{rung} ({count})' for rung, count in rungs)} |"
         )
+    lines += ["", *_noticed(outcome)]
     return "\n".join(lines) + "\n"
+
+
+def _noticed(outcome: Outcome) -> list[str]:
+    """How soon the coordinator knew that a process was dead, by the times in its log."""
+    lines = ["| killed process noticed | times | after: median | worst |", "|---|---|---|---|"]
+    for name in sorted({report.fault for report in outcome.faults}):
+        after = [r.noticed_s for r in outcome.faults if r.fault == name and r.noticed_s is not None]
+        if after:
+            median = statistics.median(after)
+            lines.append(f"| {name} | {len(after)} | {median:.3f} s | {max(after):.3f} s |")
+    return lines

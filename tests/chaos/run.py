@@ -50,6 +50,8 @@ class Report:
     repeated_steps: int = 0
     rung: str = ""
     """Who answered the fault."""
+    noticed_s: float | None = None
+    """Seconds from a kill until the coordinator knew of it."""
 
     @property
     def lost(self) -> bool:
@@ -192,6 +194,8 @@ class Chaos:
         undo()
         watched.ended.wait(JOB_S)
         self._measure(report, watched, before)
+        if fault.kills:
+            report.noticed_s = self._site.noticed_s()
 
     @staticmethod
     def _measure(report: Report, watched: _Watched, hurt_at: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import struct
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from unittest import mock
@@ -24,6 +26,8 @@ from tests.e2e.cluster import Cluster, processes_of
 
 _CLOCK = Path(__file__).parent / "clock"
 _SHM = Path("/dev/shm")
+_DOWN = re.compile(r"(\S+ \S+) coordinator INFO node \S+ is down")
+_CLOCK_TICK_S = 0.001  # what times in the log are rounded to
 RETURN_S = 90.0
 """How long a group may take to be whole again, restarts of processes included."""
 
@@ -44,8 +48,11 @@ class Site(Cluster):
     `user` is a client that comes through the door.
     """
 
-    def __init__(self, folder: Path, *, ranks: int, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, *, ranks: int, journal: bool = True, options: Sequence[str] = ()
+    ) -> None:
         self.journal = folder / "journal.sqlite"
+        self.signalled_at = 0.0
         self._clock = folder / "clock"
         self._clock.write_bytes(struct.pack("d", 0.0))
         self._stack = ExitStack()
@@ -56,7 +63,8 @@ class Site(Cluster):
             folder,
             ranks=ranks,
             options=(
-                *("--journal", str(self.journal), "--grace", "2"),
+                *(("--journal", str(self.journal)) if journal else ()),
+                *("--grace", "2"),
                 *("--nodes", ",".join(wire.address for wire in self.wires)),
                 *options,
             ),
@@ -69,7 +77,7 @@ class Site(Cluster):
         self.door.target = self.address
         for i, wire in enumerate(self.wires):
             wire.target = f"{host}:{int(port) + 1 + i}"
-        self.user = Client(self.door.address, reattach_s=120.0)
+        self.user = Client(self.door.address, connect_s=120.0, reattach_s=120.0)
         self._segments: set[str] = set()
 
     def __enter__(self) -> Site:
@@ -121,6 +129,24 @@ class Site(Cluster):
             return False
         grouped = now.group.state == "ready" and now.group.world_size == self.world_size
         return grouped and now.local.available
+
+    def signal(self, pid: int, number: signal.Signals) -> None:
+        """Send a signal to a process of the cluster."""
+        self.signalled_at = time.time()
+        with suppress(ProcessLookupError):  # an earlier fault was faster
+            os.kill(pid, number)
+
+    def noticed_s(self) -> float | None:
+        """Seconds from the last signal until the coordinator knew that a process is lost, if it
+        has noticed.
+        """
+        log = self.folder / "coordinator.log"
+        for line in log.read_text(errors="replace").splitlines():
+            if (match := _DOWN.match(line)) is not None:
+                when = datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+                if when >= self.signalled_at - _CLOCK_TICK_S:
+                    return max(when - self.signalled_at, 0.0)
+        return None
 
     def set_clock(self, offset_s: float) -> None:
         """What every process of the cluster adds to its wall clock from now on."""
