@@ -13,7 +13,7 @@ from ditmesh.errors import DitmeshError, Draining, Retry, Unavailable
 
 FIRST_DELAY_S = 0.1
 """Pause before the first new attempt; each further one is twice as long."""
-LONGEST_DELAY_S = 2.0
+LONGEST_DELAY_S = 1.0
 """The longest pause between attempts, unless the server asks for more."""
 
 
