@@ -50,10 +50,11 @@ _PORTS = range(20_000, 32_000)  # below those that the kernel hands out
 
 
 class Cluster:
-    """One coordinator and, unless `ranks` is 0, one supervisor of `ranks` nodes.
+    """One coordinator and, unless `nodes` is 0, one supervisor of `nodes` nodes.
 
-    `options` are added to the coordinator's command line, `exporters` to both. All spans go to
-    the file `spans`, all output to logs in `folder`, which failures show.
+    The coordinator knows `ranks` of the nodes, by default all. `options` are added to its command
+    line, `exporters` to both. All spans go to the file `spans`, all output to logs in `folder`,
+    which failures show.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Cluster:
         folder: Path,
         *,
         ranks: int = 8,
+        nodes: int | None = None,
         options: Sequence[str] = (),
         exporters: Sequence[str] = (),
     ) -> None:
@@ -68,36 +70,40 @@ class Cluster:
         self.spans = folder / "spans.jsonl"
         self.world_size = ranks
         self._mark = uuid.uuid4().hex
-        models = model_folder(folder / "models", MODEL)
-        local_models = model_folder(folder / "local", MODEL, LOCAL_MODEL)
-        both = ("--trace-file", str(self.spans), "--grace", str(_GRACE_S), *exporters)
-        first = free_ports(ranks + 1)
-        self.address = f"127.0.0.1:{first}"
-        nodes = ",".join(f"127.0.0.1:{first + 1 + i}" for i in range(ranks))
-        self._node_command = [
-            *("gpu_node", "--ranks", str(ranks), "--device", "cpu", "--port", str(first + 1)),
-            *("--models", str(models), *both),
-        ]
-        self._coordinator_command = [
-            *("coordinator", "--listen", self.address, "--local-models", str(local_models)),
-            *(("--nodes", nodes, "--preload", MODEL) if ranks else ()),
-            *both,
-            *options,
-        ]
+        self._options = options
+        self._both = ("--trace-file", str(self.spans), "--grace", str(_GRACE_S), *exporters)
+        self._node_count = ranks if nodes is None else nodes
+        self._first_port = free_ports(self._node_count + 1)
+        self.address = f"127.0.0.1:{self._first_port}"
+        self._models = model_folder(folder / "models", MODEL)
+        self._local_models = model_folder(folder / "local", MODEL, LOCAL_MODEL)
         self.nodes: subprocess.Popen[bytes] | None = None
         self.coordinator: subprocess.Popen[bytes] | None = None
         self.client = Client(self.address)
 
     def __enter__(self) -> Cluster:
         try:
-            if self.world_size:
+            if self._node_count:
                 self.start_nodes()
-            self.coordinator = self._start("coordinator", self._coordinator_command)
-            self.wait_for_group(timeout_s=START_S)
+            self.start_coordinator()
         except BaseException:
             self._kill_all()
             raise
         return self
+
+    def change_coordinator(self, *, ranks: int, options: Sequence[str] = ()) -> None:
+        """Stop the coordinator; another one with other options forms a group of `ranks` nodes."""
+        assert ranks <= self._node_count
+        assert self.coordinator is not None
+        try:
+            self.client.close()
+            self._stop(self.coordinator)
+            self.world_size, self._options = ranks, options
+            self.client = Client(self.address)
+            self.start_coordinator()
+        except BaseException:
+            self._kill_all()
+            raise
 
     def __exit__(
         self,
@@ -117,7 +123,24 @@ class Cluster:
 
     def start_nodes(self) -> None:
         """Start the supervisor of the nodes, anew if it was stopped."""
-        self.nodes = self._start("nodes", self._node_command)
+        command = (
+            *("gpu_node", "--ranks", str(self._node_count), "--device", "cpu"),
+            *("--port", str(self._first_port + 1), "--models", str(self._models), *self._both),
+        )
+        self.nodes = self._start("nodes", command)
+
+    def start_coordinator(self) -> None:
+        """Start the coordinator, anew if it has ended, and wait until all is there."""
+        first = self._first_port + 1
+        nodes = ",".join(f"127.0.0.1:{first + i}" for i in range(self.world_size))
+        command = (
+            *("coordinator", "--listen", self.address, "--local-models", str(self._local_models)),
+            *(("--nodes", nodes, "--preload", MODEL) if self.world_size else ()),
+            *self._both,
+            *self._options,
+        )
+        self.coordinator = self._start("coordinator", command)
+        self.wait_for_group(timeout_s=START_S)
 
     def stop_nodes(self) -> None:
         """Stop every node, as an operator does."""

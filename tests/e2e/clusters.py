@@ -8,24 +8,42 @@ import pytest
 
 from tests.e2e.cluster import Cluster
 
+NODES = 8
+
 
 class Clusters:
-    """Starts clusters. Before another one starts, the one that runs is stopped."""
+    """Starts clusters, never two at once.
+
+    Tests that want another coordinator get one for the same nodes: starting those takes longest.
+    """
 
     def __init__(self, factory: pytest.TempPathFactory) -> None:
         self._factory = factory
         self._running: Cluster | None = None
+        self._exporters: Sequence[str] = ()
         self._key: object = None
 
-    def get(self, name: str, *, ranks: int, options: Sequence[str] = ()) -> Cluster:
-        """The cluster of that name with its whole group, whatever earlier tests did to it."""
-        key = (name, ranks, tuple(options))
-        if self._running is None or key != self._key:
+    def get(
+        self, *, ranks: int, options: Sequence[str] = (), exporters: Sequence[str] = ()
+    ) -> Cluster:
+        """A cluster with its whole group, whatever earlier tests did to it."""
+        if exporters != self._exporters:
             self.stop()
-            cluster = Cluster(self._factory.mktemp(name), ranks=ranks, options=options)
-            self._running, self._key = cluster.__enter__(), key
-        self._running.wait_for_group()
-        return self._running
+        cluster, self._running = self._running, None  # whatever fails, no test gets it again
+        key = (ranks, tuple(options))
+        if cluster is None:
+            cluster = Cluster(
+                self._factory.mktemp("cluster"),
+                ranks=ranks,
+                nodes=NODES,
+                options=options,
+                exporters=exporters,
+            ).__enter__()
+        elif key != self._key:
+            cluster.change_coordinator(ranks=ranks, options=options)
+        self._running, self._key, self._exporters = cluster, key, exporters
+        cluster.wait_for_group()
+        return cluster
 
     def stop(self) -> None:
         """Stop the cluster that runs, if one does. Fails if it does not stop as it should."""

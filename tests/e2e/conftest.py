@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import Cluster, free_ports
 from tests.e2e.clusters import Clusters
 
 HERE = Path(__file__).parent
+ORDER = {"eight": 0, "brittle": 1, "deaf": 3, "shell": 4}
+"""Fixtures by the order in which tests that use them run; tests with other clusters come third."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a cluster run one after another, so that it starts once."""
     places = [i for i, item in enumerate(items) if item.path.parent == HERE]
-    mine = sorted((items[i] for i in places), key=_cluster)
+    mine = sorted((items[i] for i in places), key=_place)
     for i, item in zip(places, mine, strict=True):
         items[i] = item
 
 
-def _cluster(item: pytest.Item) -> str:
-    names = getattr(item, "fixturenames", ())
-    return next((name for name in ("eight", "brittle") if name in names), "of its own")
+def _place(item: pytest.Item) -> int:
+    used = getattr(item, "fixturenames", ())
+    return next((place for name, place in ORDER.items() if name in used), 2)
 
 
 @pytest.fixture(scope="session")
@@ -37,12 +40,30 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
 @pytest.fixture
 def eight(clusters: Clusters) -> Cluster:
     """Eight ranks, Ulysses 8, as users run them; only silence shows that a rank hangs."""
-    return clusters.get(
-        "eight", ranks=8, options=("--reattach", "5", "--collective-timeout", "600")
-    )
+    return clusters.get(ranks=8, options=("--reattach", "5", "--collective-timeout", "600"))
 
 
 @pytest.fixture
 def brittle(clusters: Clusters) -> Cluster:
     """Eight ranks that form a group only together, and jobs that do not wait for one."""
-    return clusters.get("brittle", ranks=8, options=("--min-ranks", "8", "--regroup-wait", "0"))
+    return clusters.get(ranks=8, options=("--min-ranks", "8", "--regroup-wait", "0"))
+
+
+@pytest.fixture(scope="session")
+def _deaf() -> Iterator[tuple[str, str]]:
+    """A collector that refuses connections, and one that takes them and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        yield f"127.0.0.1:{free_ports(1)}", f"127.0.0.1:{silent.getsockname()[1]}"
+
+
+@pytest.fixture
+def deaf(clusters: Clusters, _deaf: tuple[str, str]) -> Cluster:
+    """Two ranks, in processes that no other fixture has. Their collectors do not answer: no job
+    may notice.
+    """
+    refusing, silent = _deaf
+    return clusters.get(
+        ranks=2,
+        options=("--otlp-endpoint", silent),
+        exporters=("--exporter", "otlp", "--exporter", "file", "--otlp-endpoint", refusing),
+    )

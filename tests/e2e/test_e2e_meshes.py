@@ -27,19 +27,19 @@ def check(cluster: Cluster, name: str, mesh: str) -> None:
 @pytest.mark.parametrize("name", golden_names())
 def test_one_rank(name: str, clusters: Clusters) -> None:
     """A group of one node gives ComfyUI's latent."""
-    check(clusters.get("one", ranks=1), name, "single")
+    check(clusters.get(ranks=1), name, "single")
 
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_ring(name: str, clusters: Clusters) -> None:
     """Three ranks in a ring do."""
-    cluster = clusters.get("ring", ranks=3, options=("--mesh", "ring=3"))
+    cluster = clusters.get(ranks=3, options=("--mesh", "ring=3"))
     check(cluster, name, "ring=3")
 
 
 @pytest.mark.parametrize("name", sorted({*AWKWARD, *GUIDED}))
 def test_mixed_and_split(name: str, clusters: Clusters) -> None:
     """Eight ranks, Ulysses 4 by ring 2, with half of them on each branch when there are two."""
-    cluster = clusters.get("mixed", ranks=8, options=("--mesh", "ulysses=4,ring=2", "--cfg-split"))
+    cluster = clusters.get(ranks=8, options=("--mesh", "ulysses=4,ring=2", "--cfg-split"))
     mesh = "ulysses=4 cfg=2" if name in GUIDED else "ulysses=4 ring=2"
     check(cluster, name, mesh)
