@@ -17,7 +17,8 @@
     ditmesh.predict.calls    counter    {call}      executor, outcome
 
 Attributes are named `ditmesh.model` and so on. `outcome` is OK or the reason of an error of
-`ditmesh.errors`, `executor` is group or local: all of them take few values.
+`ditmesh.errors`, `executor` is group or local, `state` is that of a node or left_out, for one that
+answers but fails to load its models or to join: all of them take few values.
 """
 
 from __future__ import annotations
