@@ -12,7 +12,7 @@ from tests.e2e.cluster import Cluster, free_ports
 from tests.e2e.clusters import Clusters
 
 HERE = Path(__file__).parent
-ORDER = {"eight": 0, "brittle": 1, "deaf": 3, "shell": 4}
+ORDER = {"eight": 0, "brittle": 1, "two": 3, "deaf": 4, "shell": 5}
 """Fixtures by the order in which tests that use them run; tests with other clusters come third."""
 
 
@@ -47,6 +47,12 @@ def eight(clusters: Clusters) -> Cluster:
 def brittle(clusters: Clusters) -> Cluster:
     """Eight ranks that form a group only together, and jobs that do not wait for one."""
     return clusters.get(ranks=8, options=("--min-ranks", "8", "--regroup-wait", "0"))
+
+
+@pytest.fixture
+def two(clusters: Clusters) -> Cluster:
+    """Two ranks, for what does not depend on the mesh."""
+    return clusters.get(ranks=2)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Jobs on eight ranks and on the local sampler, against ComfyUI and one another."""
+"""Jobs on the ranks and on the local sampler, against ComfyUI and one another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from tests.sampling.golden_cases import GoldenCase, golden_names, ksampler_cases
 
 pytestmark = pytest.mark.timeout(300)
 
-RANDOM_JOBS = 50
+RANDOM_JOBS = [
+    *range(20),
+    *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 50)),
+]
 
 FURTHER = {
     name: case for name, case in ksampler_cases().items() if case.flow.time_shift == "exponential"
@@ -45,14 +48,17 @@ def test_golden_case(name: str, eight: Cluster) -> None:
 
 
 @pytest.mark.parametrize("name", FURTHER)
-def test_ksampler_case(name: str, eight: Cluster) -> None:
-    """So they do with KSampler's step windows, masks, batch positions and other shifts."""
+def test_ksampler_case(name: str, two: Cluster) -> None:
+    """So do ranks, however many, with KSampler's step windows, masks, batch positions and shifts.
+
+    None of these depends on the mesh: two ranks show it in a third of the time.
+    """
     case = FURTHER[name]
-    check(case, eight.client.sample(**golden_job(case)), "group")
-    check(case, eight.client.sample(**golden_job(case, fallback="local_only")), "local")
+    check(case, two.client.sample(**golden_job(case)), "group")
+    check(case, two.client.sample(**golden_job(case, fallback="local_only")), "local")
 
 
-@pytest.mark.parametrize("seed", range(RANDOM_JOBS))
+@pytest.mark.parametrize("seed", RANDOM_JOBS)
 def test_random_job(seed: int, eight: Cluster) -> None:
     """Any sampler, schedule, size, guidance and text lengths: eight ranks and one agree to 1e-4."""
     job = any_job(seed)
