@@ -33,6 +33,7 @@ from tests.sampling.golden_cases import CHECKPOINT, GOLDEN
 pytestmark = pytest.mark.timeout(300)
 
 GOLDEN_FILE = GOLDEN / "flux_dpmpp_2m_karras_n20_cfg1_d1_b1_16x16.safetensors"
+GOLDEN_JOB = ("--golden", str(GOLDEN_FILE), "--model", MODEL)
 DIFFERENCE = re.compile(r"largest difference from ComfyUI's own latent: (\S+)")
 
 
@@ -136,7 +137,7 @@ def test_sample(shell: Shell, up: tuple[subprocess.Popen[str], str]) -> None:
     """`sample` runs a golden case, says who did what, and writes a picture."""
     picture = shell.folder / "golden.png"
     output = shell.run(
-        *("sample", "--golden", str(GOLDEN_FILE), "--out", str(picture), "--address", up[1]),
+        *("sample", *GOLDEN_JOB, "--out", str(picture), "--address", up[1]),
     )
     found = DIFFERENCE.search(output)
     assert found, output
@@ -152,7 +153,8 @@ def test_interrupted_sample(shell: Shell, up: tuple[subprocess.Popen[str], str])
     save_file({name: value.astype(np.float32) for name, value in ones.items()}, conditioning)
     terminal, its_end = os.openpty()
     process = shell.start(
-        *("sample", "--cond", str(conditioning), "--steps", "10000", "--size", "64x64"),
+        *("sample", "--model", MODEL, "--cond", str(conditioning)),
+        *("--steps", "10000", "--size", "64x64"),
         *("--address", up[1]),
         output=its_end,
     )
@@ -165,7 +167,7 @@ def test_interrupted_sample(shell: Shell, up: tuple[subprocess.Popen[str], str])
     assert process.returncode == 130, output
     assert "has ended on the cluster" in output
     assert json.loads(shell.run("status", "--json", "--address", up[1]))["queue"]["running"] == 0
-    shell.run("sample", "--golden", str(GOLDEN_FILE), "--address", up[1])
+    shell.run("sample", *GOLDEN_JOB, "--address", up[1])
 
 
 def test_node_that_dies(shell: Shell, up: tuple[subprocess.Popen[str], str]) -> None:
@@ -182,7 +184,7 @@ def test_node_that_dies(shell: Shell, up: tuple[subprocess.Popen[str], str]) -> 
         if now["group"]["world_size"] == 8 and now["group"]["epoch"] > before["group"]["epoch"]:
             break
         assert time.monotonic() < end, now
-    shell.run("sample", "--golden", str(GOLDEN_FILE), "--fallback", "forbid", "--address", address)
+    shell.run("sample", *GOLDEN_JOB, "--fallback", "forbid", "--address", address)
 
 
 def test_demo(shell: Shell, clusters: Clusters) -> None:
