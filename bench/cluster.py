@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+from bench import machine
 from bench.parent import end_with_parent
 from bench.synthetic import CALLS_VARIABLE
 from ditmesh.cli.exit_codes import guarded
@@ -103,10 +104,9 @@ class BenchCluster:
         snapshot = self.client.cluster()
         ranks = {f"rank{node.rank}": node.pid for node in snapshot.nodes if node.rank is not None}
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        for child in map(int, children.read_text().split()):
-            if Path(f"/proc/{child}/comm").read_text().strip() == "coordinator":
-                return {"coordinator": child, **ranks}
+        for pid in machine.children(self.process.pid):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "coordinator":
+                return {"coordinator": pid, **ranks}
         raise RuntimeError(f"the coordinator is gone; see {self._log}")
 
     def _wait(self) -> None:

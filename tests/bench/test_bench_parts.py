@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import grpc
 
-from bench import flux_shaped, synthetic
+from bench import flux_shaped, machine, synthetic
 from bench.rank_group import Work
 from bench.servers import ECHO, OPTIONS, PUSH, RawConnection, Servers, push_chunks
 from bench.suites.scaling import ulysses_bytes
@@ -62,3 +63,13 @@ def test_ulysses_bytes() -> None:
     work = Work(32, 32, 256)
     assert ulysses_bytes(work, 1) == 0
     assert ulysses_bytes(work, 2) == 4 * (4 * 3 * 256 * 256 / 2 + 256 * 64 / 2)
+
+
+def test_what_is_said_of_a_process_is_its_own() -> None:
+    """Its children, its processor time, its memory."""
+    with Servers("sink") as sinks:
+        (pid,) = (p.pid for p in sinks._processes)
+        assert pid in machine.children(os.getpid())
+        assert machine.cpu_seconds(pid) > 0
+        assert 0 < machine.resident_bytes(pid) < 1 << 30
+    assert pid not in machine.children(os.getpid())
