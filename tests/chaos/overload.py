@@ -60,7 +60,7 @@ def leaks(grown: dict[str, Growth]) -> list[str]:
         for name, growth in grown.items()
         if growth.files > 0
         or sum(growth.memory_bytes) > _NOISE_BYTES
-        or growth.memory_bytes[-1] > _NOISE_BYTES // _QUARTERS
+        or growth.memory_bytes[-1] > _NOISE_BYTES // 2
     ]
 
 
