@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -18,9 +17,9 @@ from tests.e2e.jobs import executors, random_job
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with Site(tmp_path, ranks=2) as running:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with Site(tmp_path_factory.mktemp("site"), ranks=2) as running:
         yield running
 
 
