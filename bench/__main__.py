@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -16,6 +17,8 @@ from bench.results import Comparison, Report, SuiteResult
 
 def main() -> int:
     """Run what the command line asks for; returns the exit code."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     args = _parser().parse_args()
     results = args.out / "results.json"
     if not args.report:

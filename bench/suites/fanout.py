@@ -14,7 +14,7 @@ import numpy as np
 
 from bench import jobs, synthetic
 from bench.cluster import BenchCluster
-from bench.measure import Contestant, Options, alternate, timed
+from bench.measure import Contestant, Options, Skipped, alternate, timed
 from bench.object_store import RayActors
 from bench.results import Comparison, Goal, SuiteResult
 from bench.servers import OPTIONS, PUSH, RawConnection, Servers, push_chunks
@@ -55,7 +55,7 @@ def run(options: Options) -> SuiteResult:
                 _DITMESH: partial(coordinator.send, data),
             }
             if ray is not None:
-                contestants[_RAY] = timed(ray.fan_out, data)
+                contestants[_RAY] = partial(ray.fan_out, mib)
             rounds = options.rounds(21 if mib < 16 else 9, 5)
             series = alternate(contestants, rounds, warmups=2)
             baseline = _RAW if ray is None else _RAY
@@ -70,7 +70,8 @@ def run(options: Options) -> SuiteResult:
 def _ray(stack: ExitStack, count: int) -> RayActors | None:
     try:
         return stack.enter_context(RayActors(count))
-    except ImportError:
+    except Skipped as reason:
+        print(f"without Ray: {reason}", flush=True)
         return None
 
 
