@@ -18,7 +18,9 @@ def _group(cluster: Any) -> str:
     group = cluster.group
     if group.state == "ready":
         meshes = f" ({', '.join(group.meshes)})" if group.meshes else ""
-        return f"{group.world_size} GPUs ready{meshes}"
+        on_cpu = all(node.device == "cpu" for node in cluster.nodes if node.rank is not None)
+        kind = "CPU processes" if on_cpu else "GPUs"
+        return f"{group.world_size} {kind} ready{meshes}"
     problem = f": {group.problem}" if group.problem else ""
     if group.state == "forming":
         return f"the GPU group is forming{problem}"

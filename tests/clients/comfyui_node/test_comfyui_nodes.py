@@ -265,12 +265,18 @@ def test_the_cluster_in_words() -> None:
     group = SimpleNamespace(state="ready", world_size=8, meshes=("ulysses=8",), problem="")
     queue = SimpleNamespace(running=1, waiting=2)
     local = SimpleNamespace(available=True)
-    cluster = SimpleNamespace(group=group, queue=queue, local=local, models=[card("flux1-dev")])
+    node, spare = SimpleNamespace(rank=0, device="cuda:0"), SimpleNamespace(rank=None, device="cpu")
+    models = [card("flux1-dev")]
+    cluster = SimpleNamespace(
+        group=group, queue=queue, local=local, models=models, nodes=[node, spare]
+    )
     assert cluster_text("here:1", cluster).splitlines() == [
         "here:1: 8 GPUs ready (ulysses=8)",
         "1 running, 2 waiting",
         "flux1-dev (flux, 12.0 B parameters; group)",
     ]
+    node.device = "cpu"
+    assert "8 CPU processes ready" in cluster_text("here:1", cluster)
     group.state, group.problem, cluster.models = "none", "no node answers", []
     assert "the coordinator samples itself: no node answers" in cluster_text("here:1", cluster)
     local.available = False
