@@ -14,8 +14,10 @@ import pytest
 from hypothesis import settings
 
 HERE = Path(__file__).parent
-PROCESSES = {"chaos", "cli", "clients", "e2e", "fuzz", "gpu_node"}
+PROCESSES = {"chaos", "cli", "clients", "e2e", "gpu_node"}
 """Folders whose tests start clusters and groups, or listen where such do."""
+ALONE = {"test_parallel_setup.py"}
+"""Modules in them that start one process at a time."""
 
 # Before torch is imported: its threads wait for one another by spinning, which takes many times as
 # long as one thread alone when something else has a core. What tests compute is small.
@@ -33,8 +35,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
     class Folders(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            folder = nodeid.split("/")[1].split("::")[0]
-            return "processes" if folder in PROCESSES else folder
+            path = Path(nodeid.split("::")[0])
+            return "processes" if _starts_groups(path) else path.parts[1]
 
     config.option.loadscopereorder = False  # in order of collection, not by number of tests
     return Folders(config, log)
@@ -43,4 +45,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest comes first."""
-    items.sort(key=lambda item: item.path.relative_to(HERE).parts[0] not in PROCESSES)
+    items.sort(key=lambda item: not _starts_groups(item.path.relative_to(HERE.parent)))
+
+
+def _starts_groups(path: Path) -> bool:
+    """Whether the tests of a module, by its path from the root, start clusters or groups."""
+    return path.parts[1] in PROCESSES and path.name not in ALONE

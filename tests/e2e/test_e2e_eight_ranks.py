@@ -19,8 +19,8 @@ from tests.sampling.golden_cases import GoldenCase, golden_names, ksampler_cases
 pytestmark = pytest.mark.timeout(300)
 
 RANDOM_JOBS = [
-    *range(20),
-    *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 50)),
+    *range(12),
+    *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 50)),
 ]
 
 FURTHER = {
