@@ -19,7 +19,7 @@ for language in "${@:2}"; do
   case $language in
     go) packages+=(golang-go protoc-gen-go-grpc golang-google-grpc-dev golang-google-protobuf-dev) ;;
     java) packages+=(default-jdk-headless protobuf-compiler-grpc-java-plugin libgrpc-java
-      libprotobuf-java libnetty-java libperfmark-java) ;;
+      libprotobuf-java libnetty-java libnetty-tcnative-java libperfmark-java) ;;
     *) echo "unknown language $language" >&2; exit 2 ;;
   esac
 done

@@ -68,29 +68,37 @@ job=$(jq --compact-output --arg model "${option[model]}" --arg seed "${option[se
     empty_latent: {batch: 1, height: $cells, width: $cells}
   }}' "$work/encoded")
 
-# The call does not hear Ctrl-C: it lives to send the cancel.
-mkfifo "$work/requests" "$work/responses"
-{ trap '' INT && call SamplerService/Sample; } <"$work/requests" >"$work/responses" &
-exec {requests}>"$work/requests" {responses}<"$work/responses"
-trap 'echo "{\"cancel\": {}}" >&"$requests"' INT
-echo "$job" >&"$requests"
-while read -r response <&"$responses" || (($? > 128)); do
-  upload "$work/encoded" "$response" >&"$requests" || true
-  jq --raw-output '
-    if .accepted then "job \(.accepted.jobId)"
-    elif .progress then "step \(.progress.step)/\(.progress.steps)"
-    else .summary.fallbacks[]? | "fallback to \(.target): \(.message)" end' <<<"$response" || true
-  echo "$response" >>"$work/latent"
-  [[ $response != '{"over"'* ]] || exec {requests}>&-
-done
-wait $! || fail
-trap - INT
+# converse METHOD REQUEST CHUNKS ANSWERS: sends REQUEST, then those chunks of the file CHUNKS that
+# the server asks for; its responses go to the file ANSWERS. The call does not hear Ctrl-C: that of
+# a job lives to send the cancel.
+converse() {
+  local response requests responses
+  rm -f "$work/requests" "$work/responses"
+  mkfifo "$work/requests" "$work/responses"
+  { trap '' INT && call "$1"; } <"$work/requests" >"$work/responses" &
+  exec {requests}>"$work/requests" {responses}<"$work/responses"
+  [[ $1 != SamplerService/Sample ]] || trap 'echo "{\"cancel\": {}}" >&"$requests"' INT
+  echo "$2" >&"$requests"
+  while read -r response <&"$responses" || (($? > 128)); do
+    upload "$3" "$response" >&"$requests" || true
+    jq --raw-output '
+      if .accepted then "job \(.accepted.jobId)"
+      elif .progress then "step \(.progress.step)/\(.progress.steps)"
+      else .summary.fallbacks[]? | "fallback to \(.target): \(.message)" end' <<<"$response" || true
+    echo "$response" >>"$4"
+    [[ $response != '{"over"'* ]] || exec {requests}>&-
+  done
+  exec {responses}<&-
+  trap - INT
+  wait $! || fail
+}
 
-latent=$(jq --compact-output 'select(.result) | .result.tensors[0]' "$work/latent")
-jq --null-input --compact-output --arg model "${option[model]}" --argjson latent "$latent" \
-  '{latent: {$model, $latent, format: "IMAGE_FORMAT_PNG"}}' >"$work/decode"
-upload "$work/latent" '{"needed": {"tensors": [0]}}' >>"$work/decode"
-call PipelineService/DecodeLatent <"$work/decode" >"$work/pictures" || fail
+converse SamplerService/Sample "$job" "$work/encoded" "$work/sampled"
+
+# The latent has a hash too.
+latent=$(jq --compact-output --arg model "${option[model]}" 'select(.result) |
+  {latent: {$model, latent: .result.tensors[0], format: "IMAGE_FORMAT_PNG"}}' "$work/sampled")
+converse PipelineService/DecodeLatent "$latent" "$work/sampled" "$work/pictures"
 jq --raw-output '.chunk.data // empty' "$work/pictures" |
   while read -r piece; do base64 --decode <<<"$piece"; done >"${option[output]}"
 echo "${option[output]}: $(stat --format %s "${option[output]}") bytes"

@@ -63,7 +63,8 @@ class ExampleClient:
             command, coordinator, steps=9000, deadline=600, output=tmp_path / "none.png"
         ) as process:
             lines = iter(process.stdout or ())
-            assert any(line.startswith("step 2/") for line in lines)
+            under_way = any(line.startswith("step 2/") for line in lines)
+            assert under_way, process.communicate(timeout=_LIMIT_S)
             os.killpg(process.pid, signal.SIGINT)
             _, complaints = process.communicate(timeout=_LIMIT_S)
         assert process.returncode == 1
