@@ -84,3 +84,9 @@ def request(**changes: Any) -> SamplingRequest:
         **changes,
     }
     return SamplingRequest(**values)
+
+
+def card(name: str, has_pipeline: bool = False, **more: Any) -> Any:
+    """A cluster's model, as its client tells of it."""
+    values = {"family": "flux", "parameters": 12_000_000_000, "on_group": True, "on_local": False}
+    return SimpleNamespace(name=name, has_pipeline=has_pipeline, **{**values, **more})
