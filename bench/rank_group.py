@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from coordinator.rendezvous import Rendezvous
 from ditmesh.mesh import MeshSpec
 from ditmesh.models.family import Conditioning
 
@@ -56,12 +57,12 @@ class RankGroup:
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["bench.rank_preload"])
-        self._store = _store(0, is_master=True)
+        self._rendezvous = Rendezvous(_HOST)
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(world_size):
             mine, theirs = context.Pipe()
-            place = (rank, world_size, self._store.port, dict(config), tuple(meshes))
+            place = (rank, world_size, self._rendezvous.address, dict(config), tuple(meshes))
             process = context.Process(target=_serve, args=(theirs, *place), daemon=True)
             process.start()
             self._pipes.append(mine)
@@ -94,13 +95,10 @@ class RankGroup:
         return [_hear(self._pipes[rank]) for rank in place]
 
 
-def _store(port: int, *, is_master: bool) -> Any:
+def _store(address: str) -> Any:
+    host, _, port = address.rpartition(":")
     return dist.TCPStore(  # type: ignore[attr-defined] # exported, but not by name
-        _HOST,
-        port,
-        is_master=is_master,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=_TIMEOUT_S),
+        host, int(port), is_master=False, timeout=timedelta(seconds=_TIMEOUT_S)
     )
 
 
@@ -117,7 +115,7 @@ def _serve(
     pipe: Connection,
     rank: int,
     world_size: int,
-    port: int,
+    address: str,
     config: dict[str, Any],
     meshes: tuple[MeshSpec, ...],
 ) -> None:
@@ -128,7 +126,7 @@ def _serve(
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
     group = runtime.join(
-        _store(port, is_master=False),
+        _store(address),
         epoch=1,
         rank=rank,
         world_size=world_size,
