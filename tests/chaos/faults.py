@@ -194,7 +194,7 @@ def _disk_full(site: Site, rng: random.Random) -> Undo:
 def _disk_full_and_kill(site: Site, rng: random.Random) -> Undo:
     """The journal misses the newest states when its process dies."""
     undo = _entered(site.full_disk())
-    time.sleep(rng.uniform(0.0, 1.0))
+    time.sleep(rng.uniform(0.0, 0.2))
     site.signal(site.coordinator_pid(), signal.SIGKILL)
     return undo
 

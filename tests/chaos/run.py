@@ -183,7 +183,9 @@ class Chaos:
             return
         try:
             before = time.monotonic()
-            undo = fault.inject(self._site, random.Random(planned.seed))
+            # Another attempt is another draw, the same in every run.
+            draw = random.Random(f"{planned.seed} {report.job_id}")
+            undo = fault.inject(self._site, draw)
         except Exception:
             # The cluster is not as it should be between two faults: that is a finding.
             watched.error = f"the fault could not be injected: {traceback.format_exc()}"
