@@ -7,6 +7,7 @@ of processes, so that never two of these run at once and tests share them; the o
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ ALONE = {"test_parallel_setup.py"}
 # Before torch is imported: its threads wait for one another by spinning, which takes many times as
 # long as one thread alone when something else has a core. What tests compute is small.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Whoever starts tests in the background has them, and all that they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # No time limit per example: the machine may be busy with ranks.
 settings.register_profile("no-deadline", deadline=None)

@@ -60,7 +60,7 @@ class ExampleClient:
     ) -> None:
         """The client hears that it was cancelled; the cluster stops working on it at once."""
         with client(
-            command, coordinator, steps=9000, deadline=600, output=tmp_path / "none.png"
+            command, coordinator, steps=900, deadline=600, output=tmp_path / "none.png"
         ) as process:
             lines = iter(process.stdout or ())
             under_way = any(line.startswith("step 2/") for line in lines)
@@ -76,7 +76,7 @@ class ExampleClient:
     ) -> None:
         """On the client's side and on the cluster's."""
         with client(
-            command, coordinator, steps=9000, deadline=4, output=tmp_path / "none.png"
+            command, coordinator, steps=900, deadline=4, output=tmp_path / "none.png"
         ) as process:
             _, complaints = process.communicate(timeout=_LIMIT_S)
         assert process.returncode == 1

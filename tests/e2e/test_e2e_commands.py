@@ -59,10 +59,10 @@ class Shell:
         )
 
     def run(self, *command: str) -> str:
-        """Run a command that must succeed; its output."""
-        process = self.start(*command)
-        output, _ = process.communicate(timeout=START_S)
-        assert process.returncode == 0, output
+        """Run a command that must succeed; its output, without what is said on stderr."""
+        process = self.start(*command, errors=subprocess.PIPE)
+        output, errors = process.communicate(timeout=START_S)
+        assert process.returncode == 0, output + errors
         return output
 
 
@@ -120,11 +120,7 @@ def up(shell: Shell) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 def test_status(shell: Shell, up: tuple[subprocess.Popen[str], str]) -> None:
     """`status` shows every node and the mesh, for people and as JSON."""
-    # What libraries have to say goes to stderr, and is no part of the JSON.
-    process = shell.start("status", "--json", "--address", up[1], errors=subprocess.PIPE)
-    output, errors = process.communicate(timeout=START_S)
-    assert process.returncode == 0, errors
-    told = json.loads(output)
+    told = json.loads(shell.run("status", "--json", "--address", up[1]))
     assert told["ready"]
     assert sorted(node["rank"] for node in told["nodes"]) == list(range(8))
     text = shell.run("status", "--address", up[1])

@@ -77,5 +77,5 @@ def test_picture_of_the_fallback(eight: Cluster, expected: Picture) -> None:
 
 def test_picture_of_one_rank(clusters: Clusters, expected: Picture) -> None:
     """So does a group of one."""
-    one = clusters.get("one", ranks=1)
+    one = clusters.get(ranks=1)
     assert np.abs(draw(one, "group", fallback="forbid") - expected).max() < SAME
