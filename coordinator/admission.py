@@ -154,6 +154,13 @@ def _sigmas(spec: pb.JobSpec, model: cluster_pb2.Model) -> list[float]:
     else:
         field = "job.schedule.named"
         values = _named_sigmas(spec, process)
+        if bool((values[1:] >= values[:-1]).any()):
+            named = spec.schedule.named
+            raise InvalidRequest(
+                f"{named.scheduler} has no {named.steps} different noise levels for this model; "
+                "use fewer steps",
+                field="job.schedule.named.steps",
+            )
     try:
         check_plan(spec.sampler, values, process, seed=spec.seed)
     except InvalidRequest as error:

@@ -126,6 +126,9 @@ BAD = {
     ),
     "steps 0": Bad(fields(steps=0), "job.schedule.named.steps", "1 to 10000"),
     "steps": Bad(fields(steps=10_001), "job.schedule.named.steps", "1 to 10000"),
+    "steps beyond the levels": Bad(
+        fields(steps=2000, shift=0.0), "job.schedule.named.steps", "use fewer steps"
+    ),
     "denoise": Bad(named(denoise=1.5), "job.schedule.named.denoise", "0 to 1"),
     "denoise nan": Bad(named(denoise=float("nan")), "job.schedule.named.denoise", "0 to 1"),
     "tiny denoise": Bad(named(denoise=1e-9), "job.schedule.named.denoise", "too small"),
