@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def test_the_place_in_the_queue_is_shown(comfyui: ComfyUI, cluster: Cluster) -> 
                 texts.append(each.data[1])
                 if waiting and "before this one" in texts[-1]:
                     waiting = False
+                    time.sleep(0.5)  # long enough to be worth telling
                     for job in jobs:
                         job.cancel()
     assert any("2 jobs before this one" in text for text in texts), texts
