@@ -22,7 +22,7 @@ from ditmesh.tensors import WireTensor
 from ditmesh.v1 import job_pb2, sampler_pb2_grpc
 from ditmesh.v1 import sampler_pb2 as pb
 from tests.chunks import chunks
-from tests.coordinator.fakes import World, until, world
+from tests.coordinator.fakes import World, stop, until, world
 
 
 async def read_all(call: Any) -> list[Any]:
@@ -119,6 +119,6 @@ async def served(input_timeout_s: float = 5.0, **options: Any) -> AsyncIterator[
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 yield Served(w, f"127.0.0.1:{port}", sampler_pb2_grpc.SamplerServiceStub(channel))
         finally:
-            await server.stop(None)
+            await stop(server)
             for timer in w.jobs._timers.values():
                 timer.cancel()

@@ -84,6 +84,13 @@ async def until(condition: Callable[[], Any], timeout_s: float = 5.0) -> None:
             await asyncio.sleep(0.002)
 
 
+async def stop(server: grpc.aio.Server) -> None:
+    """Stop a server and see its handlers end, which grpc.aio's own `stop` does not wait for."""
+    await server.stop(None)
+    ours = ("rpc_task", "HandleExceptions")
+    await until(lambda: not [t for t in asyncio.all_tasks() if t.get_name().startswith(ours)])
+
+
 def f32(*shape: int, value: float = 0.5) -> WireTensor:
     return WireTensor.from_numpy(np.full(shape, value, np.float32))
 

@@ -26,7 +26,7 @@ from ditmesh.rpc_status import abort
 from ditmesh.v1 import job_pb2, node_pb2_grpc, sampler_pb2, tensor_pb2
 from ditmesh.v1 import node_pb2 as pb
 from tests.chunks import chunks
-from tests.coordinator.fakes import f32, make_job, run, until
+from tests.coordinator.fakes import f32, make_job, run, stop, until
 
 Act = Callable[["ScriptedNode", Any], Awaitable[None]]
 
@@ -71,7 +71,11 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         await self._stage("prepare", context)
         yield pb.RunResponse(ready=pb.RunReady())
         await self._stage("ready", context)
-        assert (await anext(requests)).HasField("start")
+        start = await anext(requests, None)
+        if start is None:
+            # Given up before it began.
+            return
+        assert start.HasField("start")
         self.started += 1
         latent = f32(1, 16, 4, 4)
         for step in range(2 if self.leads else 0):
@@ -134,7 +138,7 @@ async def executor(name: str = "group") -> AsyncIterator[tuple[Executor, list[Sc
         for link in links:
             await link.close()
         for server in servers:
-            await server.stop(None)
+            await stop(server)
 
 
 async def work(

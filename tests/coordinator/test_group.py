@@ -21,7 +21,7 @@ from ditmesh.errors import DamagedModel, GroupLost
 from ditmesh.rpc_status import abort
 from ditmesh.v1 import node_pb2 as pb
 from ditmesh.v1 import node_pb2_grpc
-from tests.coordinator.fakes import MODEL, run, until
+from tests.coordinator.fakes import MODEL, run, stop, until
 
 TIMING = Timing(settle=0.2, join_timeout=1.0, collective_timeout=0.5)
 
@@ -155,7 +155,7 @@ async def site(count: int, *, preload: Sequence[str] = (), bench_s: float = 60.0
     finally:
         await manager.close()
         for server in servers:
-            await server.stop(None)
+            await stop(server)
 
 
 @pytest.mark.parametrize("joining", ["fails", "hangs"])
