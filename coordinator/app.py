@@ -159,6 +159,12 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="tensors of one request (default: %(default)s)",
     )
     limits.add_argument(
+        "--max-content-bytes",
+        type=bounded(int, MIB, 1 << 40),
+        default=Limits().content_bytes,
+        help="tensors kept so that they need not be sent again (default: %(default)s)",
+    )
+    limits.add_argument(
         "--max-queue",
         type=bounded(int, 0, 100_000),
         default=64,
@@ -207,6 +213,7 @@ def configuration(args: argparse.Namespace, local_address: str) -> CoordinatorCo
             Limits(),
             in_flight_bytes=in_flight,
             request_bytes=request,
+            content_bytes=args.max_content_bytes,
             queued_jobs=args.max_queue,
             # Without nodes it is no fallback: its queue is the queue.
             local_queued_jobs=args.local_queue if args.nodes else args.max_queue,
