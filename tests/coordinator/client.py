@@ -22,7 +22,7 @@ from ditmesh.tensors import WireTensor
 from ditmesh.v1 import job_pb2, sampler_pb2_grpc
 from ditmesh.v1 import sampler_pb2 as pb
 from tests.chunks import chunks
-from tests.coordinator.fakes import World, stop, until, world
+from tests.coordinator.fakes import World, settled, stop, world
 
 
 async def read_all(call: Any) -> list[Any]:
@@ -97,9 +97,9 @@ class Served:
     async def assert_clean(self) -> None:
         """Nothing is retained, and the service is alive."""
         jobs = self.world.jobs
-        await until(lambda: not any(not r.phase.ended for r in jobs._records.values()))
-        assert jobs.bytes_in_flight == 0
-        assert not [r for r in jobs._records.values() if r.listeners]
+        await settled(lambda: [r for r in jobs._records.values() if not r.phase.ended])
+        await settled(lambda: jobs.bytes_in_flight)
+        await settled(lambda: [r for r in jobs._records.values() if r.listeners])
 
 
 @asynccontextmanager

@@ -137,8 +137,7 @@ async def executor(name: str = "group") -> AsyncIterator[tuple[Executor, list[Sc
         made.close()
         for link in links:
             await link.close()
-        for server in servers:
-            await stop(server)
+        await stop(*servers)
 
 
 async def work(

@@ -154,8 +154,7 @@ async def site(count: int, *, preload: Sequence[str] = (), bench_s: float = 60.0
         yield Site(nodes, manager)
     finally:
         await manager.close()
-        for server in servers:
-            await stop(server)
+        await stop(*servers)
 
 
 @pytest.mark.parametrize("joining", ["fails", "hangs"])
