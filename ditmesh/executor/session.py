@@ -15,8 +15,14 @@ import torch
 
 from ditmesh import telemetry
 from ditmesh.content import ContentStore
-from ditmesh.errors import DitmeshError, ExecutorFailed, ProtocolError
-from ditmesh.executor.control import GO_ON, Control, StopFlag
+from ditmesh.errors import (
+    BadResult,
+    DitmeshError,
+    ExecutorFailed,
+    InvalidRequest,
+    ProtocolError,
+)
+from ditmesh.executor.control import GO_ON, StopFlag
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.inputs import LateModel, build_task
 from ditmesh.executor.keeper import StateKeeper
@@ -87,7 +93,7 @@ class RunSession:
                 # It ended meanwhile: nobody waits for this run.
                 return
             try:
-                yield from self._run(task, take_model, job, order.mesh, flag)
+                yield from self._run(task, take_model, order, flag)
             finally:
                 # Whatever ends this stream ends the run, which must not go on unseen.
                 flag.set(node_pb2.STOP_REASON_PREEMPTED)
@@ -130,34 +136,32 @@ class RunSession:
         self,
         task: Task,
         take_model: Callable[[], None],
-        job: Job,
-        mesh: int,
+        order: node_pb2.RunJob,
         flag: StopFlag,
     ) -> Iterator[node_pb2.RunResponse]:
-        leads = self._engine.leads(mesh)
+        leads = self._engine.leads(order.mesh)
 
         def publish(done: StepDone) -> None:
-            self._keeper.keep(job.spec.job_id, done)
+            self._keeper.keep(order.job.job_id, done)
             if leads:
                 self._outbox.put(done)
 
         started = time.monotonic()
         span = telemetry.current_span()
-        control = self._engine.control(mesh, flag)
         # The torch thread's spans belong to this one's.
         here = contextvars.copy_context()
         future = self._torch_thread.submit(
-            here.run, self._work, task, take_model, control, publish, self._span_maker(mesh)
+            here.run, self._work, task, take_model, order, flag, publish
         )
         future.add_done_callback(self._outbox.end)
-        reports = StepReports(job.spec, task.latent_format, self._state_every_s)
+        reports = StepReports(order.job, task.latent_format, self._state_every_s)
         while isinstance(item := self._outbox.get(), StepDone):
             span.event("step", step=item.state.step, sigma=item.sigma, seconds=item.seconds)
             yield from reports.messages(item)
         outcome = item.result()
         if leads and outcome.stopped == GO_ON:
             with telemetry.span("send"):
-                yield from result_messages(outcome, job.spec)
+                yield from result_messages(outcome, order.job)
         elif leads:
             yield from reports.rest()
         done = node_pb2.RunDone(stopped=outcome.stopped, seconds=time.monotonic() - started)
@@ -167,19 +171,29 @@ class RunSession:
         self,
         task: Task,
         take_model: Callable[[], None],
-        control: Control,
+        order: node_pb2.RunJob,
+        flag: StopFlag,
         publish: Callable[[StepDone], None],
-        span: SpanMaker,
     ) -> Outcome:
-        """The job on the torch thread."""
+        """The job on the torch thread, perhaps after another that it waited for there."""
         with _told_as_failure("the run failed"):
-            self._take(take_model)
-            return run(task, control, publish, span)
+            # The group may have gone since the job came.
+            self._engine.require(order.epoch, order.mesh)
+            with self._all_or_none():
+                take_model()
+                control = self._engine.control(order.mesh, flag)
+                return run(task, control, publish, self._span_maker(order.mesh))
 
-    def _take(self, take_model: Callable[[], None]) -> None:
-        """Give the job its model. When that fails, other ranks must not wait for this one."""
+    @contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """A rank that fails alone takes the group with it: others wait for it in a collective, and
+        the job that waits behind this one must not answer them.
+        """
         try:
-            take_model()
+            yield
+        except (BadResult, InvalidRequest):
+            # Every rank raises these alike.
+            raise
         except BaseException:
             self._engine.abort()
             raise

@@ -351,6 +351,45 @@ def test_a_model_that_breaks_is_the_executors_failure(
     assert "out of memory" in caplog.text
 
 
+@pytest.mark.parametrize("failure_of_all", [True, False])
+def test_a_rank_that_fails_alone_breaks_the_group_before_the_next_job_begins(
+    node: Node, failure_of_all: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others wait for it in a collective: the job that waits behind must not answer them. What
+    all ranks find alike leaves the group whole.
+    """
+    seen: list[str] = []
+    monkeypatch.setattr(node.servicer._engine, "abort", lambda: seen.append("abort"))
+    first, second = Stream(node.stub), Stream(node.stub)
+    first.prepare(golden_job(job_id="first"))
+    second.prepare(golden_job(job_id="second"))
+    go = threading.Event()
+
+    def act() -> None:
+        seen.append("pass")
+        go.wait(10.0)
+        if len(seen) == 1 and not failure_of_all:
+            raise RuntimeError("out of memory")
+
+    def spoil(module: Any, args: Any, out: Any) -> Any:
+        return (out[0] * float("nan"),) if failure_of_all and len(seen) == 1 else out
+
+    node.before.append(act)
+    hook = node.transformer.register_forward_hook(spoil)
+    try:
+        first.send(start=pb.StartRun())
+        until(lambda: seen == ["pass"])
+        second.send(start=pb.StartRun())
+        go.set()
+        kind = errors.BadResult if failure_of_all else errors.ExecutorFailed
+        assert type(failure(first.follow)) is kind
+        assert second.follow().result is not None
+        assert seen == ["pass", *([] if failure_of_all else ["abort"]), *["pass"] * 8]
+    finally:
+        hook.remove()
+        second.end()
+
+
 def test_the_newest_state_can_be_fetched_and_is_its_own_jobs_only(node: Node) -> None:
     """By the id of its run; another job's is not found."""
     ran = node.run(golden_job(job_id="kept-1"))
