@@ -11,6 +11,7 @@ from coordinator.group import FormedGroup, GroupManager
 from coordinator.lifecycle.group import GroupPhase
 from coordinator.lifecycle.ladder import GroupFacts, LocalFacts
 from coordinator.lifecycle.node import NodePhase
+from coordinator.lifecycle.turns import Turn, Turns
 from coordinator.meshes import MAIN, SPLIT
 from coordinator.nodes import NodeLink
 from ditmesh.errors import Unavailable, UnknownModel
@@ -33,7 +34,7 @@ class Cluster:
         self.on_change: Callable[[], None] = lambda: None
         self._executors: dict[tuple[int, int], Executor] = {}
         self._local_executor = Executor("local", [local]) if local is not None else None
-        self._busy: set[str] = set()
+        self._turns = {"group": Turns(), "local": Turns()}
         self._group_seen_at = self._local_seen_at = asyncio.get_running_loop().time()
         self._cell_s: dict[tuple[str, str], float] = {}
         group.on_change = self._group_changed
@@ -86,7 +87,7 @@ class Cluster:
         return GroupFacts(
             configured=bool(self.group.links),
             ready=formed is not None and self.group.accepting,
-            free="group" not in self._busy,
+            free=self._turns["group"].free,
             forming=self.group.phase is GroupPhase.FORMING,
             has_model=formed is not None and model is not None and formed.has_model(model),
             waited_s=now - self._group_seen_at,
@@ -101,7 +102,7 @@ class Cluster:
         rate = self._cell_s.get(("local", model.name)) if model is not None else None
         return LocalFacts(
             available=up,
-            free="local" not in self._busy,
+            free=self._turns["local"].free,
             has_model=model is not None and self.local_has(model),
             estimate_s=None if rate is None else rate * cells * steps_left,
             problem="" if self.local is None else self.local.view.problem,
@@ -151,14 +152,14 @@ class Cluster:
     @property
     def at_work(self) -> bool:
         """Whether some executor has work."""
-        return bool(self._busy)
+        return not all(turns.idle for turns in self._turns.values())
 
-    def take_group(self, *, split: bool) -> Executor:
+    def take_group(self, *, split: bool) -> tuple[Executor, Turn]:
         """The group's mesh for a job; `split`: it has two guidance branches."""
         executor = self.group_executor(split=split)
-        self._busy.add("group")
-        self.group.set_busy(True)
-        return executor
+        if self._turns["group"].idle:
+            self.group.set_busy(True)
+        return executor, self._turns["group"].take()
 
     def group_executor(self, *, split: bool) -> Executor:
         """What `take_group` would give, without taking it."""
@@ -167,16 +168,21 @@ class Cluster:
         index = SPLIT if split and len(formed.meshes) > SPLIT else MAIN
         return self._executor(formed, index)
 
-    def take_local(self) -> Executor:
+    def take_local(self) -> tuple[Executor, Turn]:
         """The local sampler."""
         assert self._local_executor is not None, "the ladder gives it only when it is there"
-        self._busy.add("local")
-        return self._local_executor
+        return self._local_executor, self._turns["local"].take()
 
-    def give_back(self, executor: Executor) -> None:
+    def hand_on(self, executor: Executor, turn: Turn) -> None:
+        """The work on it is about to end: others may line up behind it."""
+        if self._turns[executor.name].hand_on(turn):
+            self.on_change()
+
+    def give_back(self, executor: Executor, turn: Turn) -> None:
         """The work on it has ended."""
-        self._busy.discard(executor.name)
-        if executor.name == "group":
+        turns = self._turns[executor.name]
+        turns.give_back(turn)
+        if executor.name == "group" and turns.idle:
             self.group.set_busy(False)
         self.on_change()
 

@@ -185,10 +185,10 @@ class JobRecord:
             )
         )
 
-    def steps_begin(self) -> None:
-        """The executor is ready and begins its first step."""
-        if self.started_at is None:
-            self.started_at = time.monotonic()
+    def steps_begin(self, at: float) -> None:
+        """An executor is ready and begins its first step; or turns out to have begun it then."""
+        if self.started_at is None or len(self.segments) == 1:
+            self.started_at = at
 
     def step_done(self, report: StepReport) -> None:
         """Tell the listeners."""

@@ -15,10 +15,11 @@ from coordinator.cluster import Cluster
 from coordinator.executors import Executor
 from coordinator.journal import JobLog
 from coordinator.lifecycle.job import JobEffect, JobEvent, JobPhase
-from coordinator.member import PreparedRun, RunEnd, StepReport
+from coordinator.member import PreparedRun, RunEnd
 from coordinator.record import JobRecord, Moved, bare
 from coordinator.recovery import newest_state
 from coordinator.scheduler import Claim, Grant, Scheduler
+from coordinator.segment import Segments
 from ditmesh import telemetry
 from ditmesh.errors import (
     BadResult,
@@ -58,6 +59,7 @@ class Runner:
         self._journal = journal
         self._cluster = cluster
         self._metrics = metrics
+        self._segments = Segments(cluster, metrics, journal)
         self._running: dict[asyncio.Task[None], JobRecord] = {}
         self.on_end: Callable[[JobRecord], None] = lambda record: None
 
@@ -159,7 +161,7 @@ class Runner:
                 await self._catch_up(record, grant.executor)
             self._note_fallback(record, grant)
             self.apply(record, JobEvent.START)
-            self._ended(record, await self._run(record, grant.executor, ahead))
+            self._ended(record, await self._run(record, grant, ahead))
         except ExecutorFailed as error:
             await self._lost(record, grant, error)
         finally:
@@ -194,54 +196,30 @@ class Runner:
         with telemetry.span("ahead", parent=record.span, executor=executor.name):
             return await executor.prepare(record.current_job(), deadline_s=record.remaining_s())
 
-    async def _run(self, record: JobRecord, executor: Executor, ahead: Ahead) -> RunEnd:
-        job = record.current_job()
-        record.begin_segment(executor)
-        started = last = time.monotonic()
-        cells = record.admitted.cells
-
-        def on_start() -> None:
-            nonlocal started, last
-            started = last = time.monotonic()
-            record.steps_begin()
-
-        def on_step(report: StepReport) -> None:
-            nonlocal last
-            if report.snapshot is not None:
-                record.snapshot = report.snapshot
-                self._journal.stepped(record)
-            if report.step <= record.segments[-1].end_step:
-                # Known already: only its state was missing.
-                return
-            now = time.monotonic()
-            self._metrics.step_done(executor=executor.name, seconds=now - last)
-            if last > started:
-                # The first step's time has warming up in it.
-                self._cluster.note_step(executor, record.admitted.spec.model, cells, now - last)
-            # Here too: what a rank recorded dies with it.
-            span.event("step", step=report.step, sigma=report.sigma, seconds=now - last)
-            last = now
-            record.step_done(report)
-
-        try:
-            with telemetry.span(
-                "run",
-                parent=record.span,
-                executor=executor.name,
-                epoch=executor.epoch,
-                ranks=len(executor.members),
-                first_step=record.step,
-            ) as span:
+    async def _run(self, record: JobRecord, grant: Grant, ahead: Ahead) -> RunEnd:
+        executor = grant.executor
+        with telemetry.span(
+            "run",
+            parent=record.span,
+            executor=executor.name,
+            epoch=executor.epoch,
+            ranks=len(executor.members),
+            first_step=record.step,
+        ) as span:
+            job = record.current_job()
+            hand_on = partial(self._scheduler.hand_on, grant)
+            segment = self._segments.begin(record, grant, span, hand_on)
+            try:
                 return await executor.run(
                     job,
                     deadline_s=record.remaining_s(),
-                    on_step=on_step,
+                    on_step=segment.step,
                     stop=record.stop,
-                    on_start=on_start,
+                    on_start=segment.start,
                     preparing=ahead.take(executor),
                 )
-        finally:
-            record.segments[-1].seconds = time.monotonic() - started
+            finally:
+                segment.end()
 
     def _ended(self, record: JobRecord, end: RunEnd) -> None:
         if end.stopped == node_pb2.STOP_REASON_UNSPECIFIED:
@@ -271,13 +249,15 @@ class Runner:
             self._cluster.local_failed(error.message)
         # By the state: steps of which none is left are no progress.
         advanced = record.step > record.segments[-1].first_step
+        # What broke may have broken under the job that this one lined up behind.
+        counts = 0 if grant.turn.lined_up else 1
         if executor.name == "local":
-            record.local_losses = 1 if advanced else record.local_losses + 1
+            record.local_losses = 1 if advanced else record.local_losses + counts
             if isinstance(error, BadResult) or record.local_losses >= _MAX_LOCAL_LOSSES:
                 self.fail(record, error)
                 return
         else:
-            record.losses = 1 if advanced else record.losses + 1
+            record.losses = 1 if advanced else record.losses + counts
             if not isinstance(error, GroupLost) or record.losses >= _MAX_GROUP_LOSSES:
                 record.group_excluded = error.reason
         if isinstance(error, BadResult):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from coordinator.cluster import Cluster
 from coordinator.executors import Executor
 from coordinator.lifecycle.ladder import Decision, JobFacts, Policy, Rung, decide
+from coordinator.lifecycle.turns import Turn
 from ditmesh.errors import DeadlineExceeded, Overloaded, Unavailable
 
 _RETRY_AFTER_S = 5.0
@@ -20,6 +21,7 @@ class Grant:
     """An executor to work on. `decision` says why it is not the group, if it is not."""
 
     executor: Executor
+    turn: Turn
     decision: Decision
 
 
@@ -102,10 +104,18 @@ class Scheduler:
                 self._waiting.remove(claim)
                 self.pump()
 
+    def hand_on(self, grant: Grant) -> None:
+        """The work is about to end: the next claim has the executor, and lines up behind it.
+
+        Only for work that all members have in hand, so that none of them can begin with what
+        comes after it.
+        """
+        self._cluster.hand_on(grant.executor, grant.turn)
+
     def release(self, grant: Grant) -> None:
-        """The work is over; the next claim moves up."""
+        """The work is over; the next claim moves up, unless it has already."""
         self._exiled.pop(grant, None)
-        self._cluster.give_back(grant.executor)
+        self._cluster.give_back(grant.executor, grant.turn)
 
     def pump(self) -> None:
         """Give every claim that can move its executor. Called whenever anything changes."""
@@ -179,10 +189,10 @@ class Scheduler:
             claim.waits_locally = True
         match decision.rung:
             case Rung.GROUP:
-                executor = self._cluster.take_group(split=claim.split)
-                claim.granted.set_result(Grant(executor, decision))
+                taken = self._cluster.take_group(split=claim.split)
+                claim.granted.set_result(Grant(*taken, decision))
             case Rung.LOCAL:
-                grant = Grant(self._cluster.take_local(), decision)
+                grant = Grant(*self._cluster.take_local(), decision)
                 if claim.policy is not Policy.LOCAL_ONLY and not claim.group_excluded:
                     self._exiled[grant] = claim
                 claim.granted.set_result(grant)

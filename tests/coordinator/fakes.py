@@ -218,7 +218,6 @@ class Script:
     """Job id and first step of each run."""
     ids: list[str] = field(default_factory=list)
     """The id of each run as executors see it."""
-    ends: int = 0
     answer: Callable[[pb.PredictCall, Sequence[WireTensor]], WireTensor] | None = None
 
 
@@ -290,7 +289,6 @@ class FakeExecutor:
                 end = await self._run(job, on_step, stop)
             if self.script.after is not None:
                 await self.script.after()
-            self.script.ends += 1
             return end
 
     @contextlib.contextmanager
