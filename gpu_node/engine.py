@@ -6,20 +6,19 @@ import logging
 import threading
 import time
 from datetime import timedelta
-from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-from ditmesh.errors import BadResult, GroupLost, StaleEpoch
-from ditmesh.executor.control import Control, StopFlag, StopReason
+from ditmesh.errors import GroupLost, StaleEpoch
+from ditmesh.executor.control import Control, StopFlag
 from ditmesh.executor.models import ModelCache
 from ditmesh.mesh import MeshSpec
 from ditmesh.models.model import Model
 from ditmesh.models.patches import PatchSet
-from ditmesh.sampling import State
 from ditmesh.v1 import node_pb2 as pb
+from gpu_node.mesh_control import MeshControl
 from gpu_node.parallel import runtime
 from gpu_node.parallel.model import MeshModel
 from gpu_node.parallel.torch_groups import first_line
@@ -119,45 +118,6 @@ class GroupEngine:
         if self._group is None:
             raise StaleEpoch("this node is in no group")
         return self._group
-
-
-class MeshControl:
-    """Before each step the mesh's first rank decides, and all compare their states.
-
-    The broadcast carries the decision and a checksum of the leader's latent: a rank that holds
-    another latent, or another step, must not go on.
-    """
-
-    def __init__(self, group: runtime.Group, mesh: MeshSpec, flag: StopFlag) -> None:
-        self._group = group
-        self._mesh = mesh
-        self._flag = flag
-
-    def agree(self, state: State) -> StopReason:
-        """See `Control.agree`."""
-        checksum, finite = _checksum(state.latent)
-        reason = self._flag.reason()
-        mine = [int(reason), state.step, checksum, int(finite)]
-        decided = self._group.decide(self._mesh, mine)
-        if decided[1:] != mine[1:]:
-            self._group.abort()
-            raise GroupLost(
-                f"rank {self._group.rank} is at step {state.step} with checksum {checksum}, the "
-                f"leader at step {decided[1]} with {decided[2]}"
-            )
-        if not finite:
-            raise BadResult(
-                f"the latent is not finite after step {state.step}: the model's output overflowed"
-            )
-        return cast(StopReason, decided[0])
-
-
-def _checksum(latent: torch.Tensor) -> tuple[int, bool]:
-    """A sum over the latent's bits, and whether every value is finite; one look at the device."""
-    bits = latent.contiguous().view(torch.int32).sum(dtype=torch.int64)
-    finite = torch.isfinite(latent.sum(dtype=torch.float64))
-    both = torch.stack([bits, finite.to(torch.int64)]).tolist()
-    return int(both[0]), bool(both[1])
 
 
 def _connect(address: str, aborted: threading.Event) -> Store:

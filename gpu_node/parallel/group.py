@@ -65,6 +65,8 @@ class Group:
         self._store_addresses: frozenset[sockets.Address] = frozenset()
         self._aborted = aborted
         self._left = False
+        self._told: dist.Work | None = None
+        """This rank's newest decision, perhaps still on its way."""
 
     @property
     def meshes(self) -> tuple[MeshSpec, ...]:
@@ -135,7 +137,8 @@ class Group:
         """The integers (64 bit) that the mesh's first rank passed, on each of its ranks.
 
         One small broadcast between CPUs, through gloo: on CUDA it waits for no kernel. All ranks
-        of the mesh pass equally many values.
+        of the mesh pass equally many values. The first rank does not wait for the others: a
+        decision of its own that could not be sent is an error of its next one.
 
         Raises:
             GroupLost: as `collective`.
@@ -143,8 +146,18 @@ class Group:
         place = self._place(mesh)
         decision = torch.tensor(list(values), dtype=torch.int64)
         with self._guard():
-            if place.mesh_group is not None:
-                dist.broadcast(decision, src=mesh.ranks[0], group=place.mesh_group)
+            if place.mesh_group is None:
+                return list(values)
+            told, self._told = self._told, None
+            if told is not None:
+                told.wait()
+            work = dist.broadcast(
+                decision, src=mesh.ranks[0], group=place.mesh_group, async_op=True
+            )
+            if self.rank == mesh.ranks[0]:
+                self._told = work
+                return list(values)
+            work.wait()
         return [int(value) for value in decision.tolist()]
 
     def branch(self, mesh: MeshSpec) -> int:
@@ -170,6 +183,7 @@ class Group:
         """
         if self._left:
             return
+        self._told = None
         self._places.clear()
         xfuser_state.clear()
         if not torch_groups.destroy(LEAVE_DEADLINE_S):

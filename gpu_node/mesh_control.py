@@ -1,0 +1,59 @@
+"""What the ranks of a mesh agree on before each step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from ditmesh.errors import BadResult, GroupLost
+from ditmesh.executor.control import StopFlag, StopReason
+from ditmesh.mesh import MeshSpec
+from ditmesh.sampling import State
+
+if TYPE_CHECKING:
+    from gpu_node.parallel.group import Group
+
+
+class MeshControl:
+    """Before each step the mesh's first rank decides, and all compare their states.
+
+    The broadcast carries the decision and a checksum of the leader's latent: a rank that holds
+    another latent, or another step, must not go on.
+    """
+
+    def __init__(self, group: Group, mesh: MeshSpec, flag: StopFlag) -> None:
+        self._group = group
+        self._mesh = mesh
+        self._flag = flag
+
+    def agree(self, state: State) -> StopReason:
+        """See `Control.agree`."""
+        checksum, finite = _checksum(state.latent)
+        reason = self._flag.reason()
+        mine = [int(reason), state.step, checksum, int(finite)]
+        decided = self._group.decide(self._mesh, mine)
+        if decided[1:] != mine[1:]:
+            self._group.abort()
+            raise GroupLost(
+                f"rank {self._group.rank} is at step {state.step} with checksum {checksum}, the "
+                f"leader at step {decided[1]} with {decided[2]}"
+            )
+        if not finite:
+            raise BadResult(
+                f"the latent is not finite after step {state.step}: the model's output overflowed"
+            )
+        return cast(StopReason, decided[0])
+
+
+def _checksum(latent: torch.Tensor) -> tuple[int, bool]:
+    """A sum over an fp32 latent's bits, and whether every value is finite; one look at the device.
+
+    The largest value and the least are NaN where any value is.
+    """
+    flat = latent.contiguous().view(-1)
+    # Two values at a time, where they are even in number: half the additions, which wrap around.
+    bits = flat.view(torch.int32 if flat.numel() % 2 else torch.int64).sum(dtype=torch.int64)
+    ends = torch.stack(torch.aminmax(flat))
+    both = torch.stack([bits, torch.isfinite(ends).all().to(torch.int64)]).tolist()
+    return int(both[0]), bool(both[1])
