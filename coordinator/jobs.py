@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from coordinator.admission import admit
 from coordinator.cluster import Cluster
 from coordinator.config import Limits, Timing
-from coordinator.journal import JobLog, Recovered
+from coordinator.job_log import JobLog
+from coordinator.journal import Recovered
 from coordinator.lifecycle.job import JobPhase
 from coordinator.record import JobRecord, Listener
 from coordinator.runner import Runner

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from coordinator.admission import Admitted
 from coordinator.member import RunEnd
@@ -43,49 +42,6 @@ CREATE TABLE IF NOT EXISTS result (
     PRIMARY KEY (scope, id));
 """
 _TABLES = ("job", "state", "result")
-
-
-class JobLog(Protocol):
-    """What a runner tells of its jobs. Nothing here blocks or raises."""
-
-    def taken(self, record: JobRecord) -> None:
-        """The job's inputs are complete."""
-        ...
-
-    def stepped(self, record: JobRecord) -> None:
-        """The job has a new state."""
-        ...
-
-    def ended(self, record: JobRecord) -> None:
-        """The job has its result, or its error."""
-        ...
-
-    def forgotten(self, record: JobRecord) -> None:
-        """Nobody can come back for the job any more."""
-        ...
-
-    def freeze(self, records: Iterable[JobRecord]) -> None:
-        """The process is going: what becomes of these jobs now is for the next one to see."""
-        ...
-
-
-class NoJournal:
-    """Keeps nothing."""
-
-    def taken(self, record: JobRecord) -> None:
-        """See `JobLog`."""
-
-    def stepped(self, record: JobRecord) -> None:
-        """See `JobLog`."""
-
-    def ended(self, record: JobRecord) -> None:
-        """See `JobLog`."""
-
-    def forgotten(self, record: JobRecord) -> None:
-        """See `JobLog`."""
-
-    def freeze(self, records: Iterable[JobRecord]) -> None:
-        """See `JobLog`."""
 
 
 @dataclass(frozen=True)

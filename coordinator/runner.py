@@ -13,7 +13,7 @@ from coordinator.ahead import Ahead
 from coordinator.checks import POLICIES
 from coordinator.cluster import Cluster
 from coordinator.executors import Executor
-from coordinator.journal import JobLog
+from coordinator.job_log import JobLog
 from coordinator.lifecycle.job import JobEffect, JobEvent, JobPhase
 from coordinator.member import PreparedRun, RunEnd
 from coordinator.record import JobRecord, Moved, bare

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from coordinator.cluster import Cluster
 from coordinator.executors import Executor
-from coordinator.journal import JobLog
+from coordinator.job_log import JobLog
 from coordinator.member import StepReport
 from coordinator.record import JobRecord
 from coordinator.scheduler import Grant

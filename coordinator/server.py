@@ -18,8 +18,9 @@ from coordinator.config import CoordinatorConfig
 from coordinator.group import GroupManager
 from coordinator.health import keep_current
 from coordinator.identity import Identities
+from coordinator.job_log import NoJournal
 from coordinator.jobs import JobTable
-from coordinator.journal import Journal, NoJournal
+from coordinator.journal import Journal
 from coordinator.meshes import MeshPlan
 from coordinator.nodes import NodeLink
 from coordinator.pipeline_service import PipelineServicer

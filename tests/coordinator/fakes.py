@@ -23,8 +23,8 @@ from coordinator.cluster import Cluster
 from coordinator.config import Limits, Timing
 from coordinator.executors import StopRequest
 from coordinator.group import FormedGroup
+from coordinator.job_log import NoJournal
 from coordinator.jobs import JobTable
-from coordinator.journal import NoJournal
 from coordinator.lifecycle.group import GroupPhase
 from coordinator.lifecycle.node import NodePhase, NodeView
 from coordinator.member import PreparedRun, RunEnd, StepReport
