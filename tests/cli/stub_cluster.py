@@ -3,7 +3,8 @@
     python -m tests.cli.stub_cluster demo --golden ...
 
 The stand-in of the coordinator is the fake of the client's tests. The environment variable
-STUB_STEP_S makes its steps slow, STUB_DIES makes it end at once.
+STUB_STEP_S makes its steps after the first slow, unless the job is cancelled; STUB_DIES makes it
+end at once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import argparse
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +38,12 @@ def coordinator(address: str) -> int:
     )
     fake.cluster.queue.running = os.getpid()
     pause_s = float(os.environ.get("STUB_STEP_S", "0"))
-    fake.before_step = lambda stream, step: time.sleep(pause_s)
+
+    def before_step(stream: int, step: int) -> None:
+        for job in list(fake.jobs.values()) if step else ():
+            job.cancelled.wait(pause_s)
+
+    fake.before_step = before_step
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     server, _ = serve(fake, address)

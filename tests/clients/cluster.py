@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +12,7 @@ from pathlib import Path
 
 from ditmesh.client import Client
 from ditmesh.errors import DitmeshError
+from tests.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "pixel-portraits"
@@ -60,19 +59,6 @@ def formed(address: str) -> bool:
     except DitmeshError:
         return False
     return now.group.world_size == RANKS and now.group.state == "ready" and now.local.available
-
-
-def free_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
-    while True:
-        first = random.randrange(16_000, 20_000)
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as listener:
-                    listener.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -94,6 +94,21 @@ class Served:
                 outbox.put(None)
         raise AssertionError(f"the job was taken: {answer}")
 
+    async def answered(self, messages: Iterable[pb.SampleRequest]) -> DitmeshError:
+        """The error that messages are answered with, sent one after another whatever comes.
+
+        Over a blocking channel, as `refused`.
+        """
+        return await asyncio.to_thread(self._answered, messages)
+
+    def _answered(self, messages: Iterable[pb.SampleRequest]) -> DitmeshError:
+        with grpc.insecure_channel(self.address) as channel:
+            try:
+                answers = list(sampler_pb2_grpc.SamplerServiceStub(channel).Sample(iter(messages)))
+            except grpc.RpcError as error:
+                return from_rpc_error(error)
+        raise AssertionError(f"it was taken: {answers[-1]}")
+
     async def assert_clean(self) -> None:
         """Nothing is retained, and the service is alive."""
         jobs = self.world.jobs
@@ -103,7 +118,7 @@ class Served:
 
 
 @asynccontextmanager
-async def served(input_timeout_s: float = 5.0, **options: Any) -> AsyncIterator[Served]:
+async def served(**options: Any) -> AsyncIterator[Served]:
     """`world(**options)` behind a gRPC server on a free port."""
     async with world(**options) as w:
         store = ContentStore(w.limits.content_bytes)

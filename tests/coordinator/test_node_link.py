@@ -17,6 +17,7 @@ from ditmesh.v1 import node_pb2 as pb
 from ditmesh.v1 import node_pb2_grpc
 from tests.certificates import Authority
 from tests.coordinator.fakes import run, until
+from tests.ports import free_address
 
 
 class Node(node_pb2_grpc.NodeServiceServicer):
@@ -34,14 +35,14 @@ class Node(node_pb2_grpc.NodeServiceServicer):
 
 
 @contextmanager
-def node(address: str, files: TlsFiles) -> Iterator[str]:
-    """A node that listens at `address`; where it is."""
+def node(address: str, files: TlsFiles) -> Iterator[None]:
+    """A node that listens at `address`."""
     with ThreadPoolExecutor(4) as pool:
         server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
         node_pb2_grpc.add_NodeServiceServicer_to_server(Node(), server)  # type: ignore[no-untyped-call]
-        port = server.add_secure_port(address, files.server_credentials())
+        server.add_secure_port(address, files.server_credentials())
         server.start()
-        yield f"127.0.0.1:{port}"
+        yield
         server.stop(None).wait()
 
 
@@ -52,7 +53,8 @@ def test_a_node_of_a_new_authority_is_found_with_renewed_files(tmp_path: Path) -
     mine = first.issue(tmp_path / "coordinator", "coordinator").files
 
     async def follow() -> None:
-        with node("127.0.0.1:0", theirs) as address:
+        address = free_address()
+        with node(address, theirs):
             link = NodeLink(address, silence_s=5, credentials=mine.channel_credentials())
             watching = asyncio.create_task(link.watch())
             await until(lambda: link.up)

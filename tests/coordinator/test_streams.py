@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from unittest import mock
 
 import pytest
 
@@ -24,9 +25,12 @@ def test_a_client_that_reads_gets_all() -> None:
 
     async def test() -> None:
         got = []
-        async for number in sending(_numbers([]), 0.2):
-            got.append(number)
-            await asyncio.sleep(0.1)
+        loop = asyncio.get_running_loop()
+        with mock.patch.object(loop, "time", return_value=loop.time()) as clock:
+            async for number in sending(_numbers([]), 1.0):
+                got.append(number)
+                clock.return_value += 0.9
+                await asyncio.sleep(0)
         assert got == [0, 1, 2]
 
     run(test())

@@ -18,8 +18,9 @@ from deploy.check import manifests, monitoring
 from deploy.check.manifests import COORDINATOR, NODE
 from ditmesh.client import Client, Progress, SampleResult
 from tests.deploy.pods import Pod, wait_for
-from tests.e2e.cluster import MODEL, free_ports, model_folder
+from tests.e2e.cluster import MODEL, model_folder
 from tests.e2e.jobs import executors, random_job
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -13,8 +13,9 @@ from ditmesh.client import TLS, Client, Progress
 from ditmesh.errors import DitmeshError
 from tests.certificates import Authority
 from tests.deploy.pods import Pod, wait_for
-from tests.e2e.cluster import MODEL, free_ports, model_folder
+from tests.e2e.cluster import MODEL, model_folder
 from tests.e2e.jobs import executors, random_job
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

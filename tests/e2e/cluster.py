@@ -12,9 +12,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +27,7 @@ from ditmesh import telemetry
 from ditmesh.client import Client, ClusterSnapshot
 from ditmesh.errors import DitmeshError
 from ditmesh.telemetry import TelemetryConfig
+from tests.ports import free_ports
 from tests.sampling.golden_cases import CHECKPOINT
 
 MODEL = "tiny-flux"
@@ -46,7 +45,6 @@ _GRACE_S = 120
 _MARK = "DITMESH_TEST_CLUSTER"
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
-_PORTS = range(20_000, 32_000)  # below those that the kernel hands out
 
 
 class Cluster:
@@ -282,22 +280,3 @@ def model_folder(folder: Path, *names: str) -> Path:
         (folder / f"{name}.safetensors").symlink_to(CHECKPOINT)
     (folder / DEMO_MODEL).symlink_to(_SHIPPED / DEMO_MODEL)
     return folder
-
-
-def free_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
-    for _ in range(200):
-        first = random.choice(_PORTS)
-        if all(_free(first + i) for i in range(count)):
-            return first
-    raise AssertionError("no free ports")
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

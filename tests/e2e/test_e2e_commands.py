@@ -22,12 +22,12 @@ from tests.e2e.cluster import (
     STOP_S,
     WAIT_S,
     environment,
-    free_ports,
     model_folder,
     processes_of,
     stop_with_parent,
 )
 from tests.e2e.clusters import Clusters
+from tests.ports import free_ports
 from tests.sampling.golden_cases import CHECKPOINT, GOLDEN
 
 pytestmark = pytest.mark.timeout(300)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
-from tests.e2e.cluster import free_ports
+from tests.ports import free_ports
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
