@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import grpc
 import numpy as np
@@ -27,6 +28,8 @@ from ditmesh.v1 import (
 )
 from ditmesh.v1 import sampler_pb2 as pb
 from tests.chunks import chunks
+
+T = TypeVar("T")
 
 STEPS = 4
 LIMIT = 1 << 30
@@ -98,14 +101,14 @@ class Fake(
     def _sample(
         self, number: int, requests: Iterator[pb.SampleRequest]
     ) -> Iterator[pb.SampleResponse]:
-        spec = next(requests).job
+        spec = _next(requests).job
         self.before_job(number)
         known = self.jobs.get(spec.job_id)
         if known is None:
             receiver = self._receiver(spec.tensors)
             yield pb.SampleResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
             while not receiver.complete:
-                request = next(requests)
+                request = _next(requests)
                 if request.WhichOneof("message") == "cancel":
                     raise JobCancelled("cancelled while its inputs were sent")
                 self.before_chunk(request.chunk.offset)
@@ -133,14 +136,14 @@ class Fake(
         self, request_iterator: Iterator[pb.PredictRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.PredictResponse]:
         """The answer of a call is x times its timestep."""
-        opened = next(request_iterator).open
-        self.predict_opens.append(opened)
         try:
+            opened = _next(request_iterator).open
+            self.predict_opens.append(opened)
             if opened.weight_patches:
                 receiver = self._receiver(opened.tensors)
                 yield pb.PredictResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
                 while not receiver.complete:
-                    receiver.feed(next(request_iterator).chunk)
+                    receiver.feed(_next(request_iterator).chunk)
             for request in request_iterator:
                 yield from self._predict(request.call, request_iterator)
         except Broken:
@@ -152,7 +155,7 @@ class Fake(
         receiver = self._receiver(call.tensors)
         yield pb.PredictResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
         while not receiver.complete:
-            receiver.feed(next(requests).chunk)
+            receiver.feed(_next(requests).chunk)
         try:
             self.before_call(call.call_id)
         except DitmeshError as error:
@@ -204,13 +207,13 @@ class Fake(
         context: grpc.ServicerContext,
     ) -> Iterator[pipeline_pb2.DecodeLatentResponse]:
         """The first three channels, or a text instead of a PNG file."""
-        order = next(request_iterator).latent
+        order = _next(request_iterator).latent
         receiver = self._receiver([order.latent])
         yield pipeline_pb2.DecodeLatentResponse(
             needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed)
         )
         while not receiver.complete:
-            receiver.feed(next(request_iterator).chunk)
+            receiver.feed(_next(request_iterator).chunk)
         latent = receiver.tensors()[0].numpy()
         images = [WireTensor.from_numpy(np.moveaxis(latent[:, :3], 1, -1))]
         if order.format == pipeline_pb2.IMAGE_FORMAT_PNG:
@@ -279,6 +282,13 @@ def _result(job: FakeJob) -> Iterator[pb.SampleResponse]:
     )
     summary.fallbacks.append(fallback)
     yield pb.SampleResponse(summary=summary)
+
+
+def _next(requests: Iterator[T]) -> T:
+    """The next request. A stream that has ended ends the call, and not this generator."""
+    for request in requests:
+        return request
+    raise Broken
 
 
 def _as_is(response: pb.SampleResponse) -> Iterator[pb.SampleResponse]:

@@ -39,6 +39,9 @@ from ditmesh.errors import (
 from ditmesh.v1 import sampler_pb2 as pb
 from tests.client.conftest import Call
 from tests.client.fake import STEPS, Broken, Fake, serve
+from tests.ports import free_address
+
+PATIENCE_S = 30.0
 
 
 def hold(fake: Fake, at_step: int = 2) -> threading.Event:
@@ -49,7 +52,7 @@ def hold(fake: Fake, at_step: int = 2) -> threading.Event:
         if step == at_step:
             arrived.set()
             job = next(iter(fake.jobs.values()))
-            assert job.cancelled.wait(20.0)
+            assert job.cancelled.wait(PATIENCE_S)
 
     fake.before_step = before_step
     return arrived
@@ -166,19 +169,19 @@ def test_result_that_broke_off_is_fetched_again(
 def test_restarted_server(job: dict[str, Any]) -> None:
     """A job outlives its server: a new one at the same address gets it, inputs and all."""
     old, new = Fake(), Fake()
-    server, address = serve(old)
-    reached = threading.Event()
+    server, address = serve(old, free_address())
+    reached, stopped = threading.Event(), threading.Event()
 
     def before_step(stream: int, step: int) -> None:
         reached.set()
-        time.sleep(0.3)
-        if step == 1:
-            raise Broken
+        assert stopped.wait(PATIENCE_S)
+        raise Broken
 
     old.before_step = before_step
     with Client(address) as client, client.start(**job) as handle:
-        assert reached.wait(10.0)
+        assert reached.wait(PATIENCE_S)
         server.stop(None).wait()
+        stopped.set()
         server, _ = serve(new, address)
         resumed = [event.resumed for event in handle if isinstance(event, Accepted)]
     server.stop(None).wait()
@@ -213,8 +216,7 @@ def test_opening_is_tried_again(call: Call, fake: Fake, job: dict[str, Any]) -> 
 
 def test_server_that_comes_late(job: dict[str, Any]) -> None:
     """A job that is started before its server is there is taken once it is; so is a prompt."""
-    server, address = serve(Fake())
-    server.stop(None).wait()
+    address = free_address()
     with Client(address) as client, client.start(**job) as handle:
         assert isinstance(next(handle), Retrying)
         prompt = ThreadPoolExecutor(1).submit(client.encode_prompt, "flux", "four")
@@ -232,15 +234,16 @@ def test_opening_without_end(call: Call, fake: Fake, job: dict[str, Any]) -> Non
         raise Broken
 
     fake.before_job = before_job
-    with pytest.raises(Unavailable, match=r"Cannot reach.*Tried \d+ times in 0.4 s"):
+    with pytest.raises(Unavailable, match="Cannot reach") as caught:
         call("sample", **job, client={"connect_s": 0.4})
-    assert len(fake.streams) > 2
+    assert len(fake.streams) > 1
+    assert f"Tried {len(fake.streams)} times in 0.4 s" in caught.value.message
 
 
 def test_cancel_before_the_server_is_reached(job: dict[str, Any]) -> None:
     """A job that no server has yet is cancelled at once."""
     with Client("127.0.0.1:1", connect_s=60.0) as client, client.start(**job) as handle:
-        assert handle.cancel(timeout_s=10.0)
+        assert handle.cancel(timeout_s=PATIENCE_S)
 
 
 def test_break_without_end(call: Call, fake: Fake, job: dict[str, Any]) -> None:
@@ -309,11 +312,19 @@ def test_unreachable() -> None:
 
 def test_deadline(call: Call, fake: Fake, job: dict[str, Any]) -> None:
     """A job whose time is over fails then, not when the server has time."""
-    fake.before_step = lambda stream, step: time.sleep(1.0 if step else 0.0)
-    started = time.monotonic()
+    has_time = threading.Event()
+    late: list[int] = []
+
+    def before_step(stream: int, step: int) -> None:
+        if step:
+            has_time.wait(PATIENCE_S)
+            late.append(step)
+
+    fake.before_step = before_step
     with pytest.raises(DeadlineExceeded, match="deadline passed after step 1 of 4"):
-        call("sample", **job, deadline_s=0.5)
-    assert time.monotonic() - started < 3.0
+        call("sample", **job, deadline_s=1.5)
+    assert not late
+    has_time.set()
 
 
 def test_deadline_while_the_server_is_away(call: Call, fake: Fake, job: dict[str, Any]) -> None:
@@ -325,8 +336,8 @@ def test_deadline_while_the_server_is_away(call: Call, fake: Fake, job: dict[str
     fake.before_step = before_step
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        call("sample", **job, deadline_s=1.0, client={"reattach_s": 60.0})
-    assert time.monotonic() - started < 5.0
+        call("sample", **job, deadline_s=1.0, client={"reattach_s": 2 * PATIENCE_S})
+    assert time.monotonic() - started < PATIENCE_S
 
 
 def test_nonsense_from_the_server(call: Call, fake: Fake, job: dict[str, Any]) -> None:
@@ -368,7 +379,7 @@ def test_cancel(address: str, fake: Fake, job: dict[str, Any]) -> None:
     arrived = hold(fake)
     with Client(address) as client:
         handle = client.start(**job)
-        assert arrived.wait(10.0)
+        assert arrived.wait(PATIENCE_S)
         assert handle.cancel() is True
         with pytest.raises(JobCancelled, match="the client cancelled"):
             handle.result()
@@ -380,25 +391,23 @@ def test_cancel_from_another_thread(address: str, fake: Fake, job: dict[str, Any
     arrived = hold(fake)
     with Client(address) as client:
         handle = client.start(**job)
-        threading.Thread(target=lambda: (arrived.wait(10.0), handle.cancel())).start()
+        threading.Thread(target=lambda: (arrived.wait(PATIENCE_S), handle.cancel())).start()
         with pytest.raises(JobCancelled):
             handle.result()
 
 
 def test_cancel_survives_a_broken_stream(address: str, fake: Fake, job: dict[str, Any]) -> None:
     """A cancel that comes while the stream is broken is sent on the next one."""
-    broke = threading.Event()
 
     def before_step(stream: int, step: int) -> None:
         if stream == 1:
-            broke.set()
             raise Broken
-        assert next(iter(fake.jobs.values())).cancelled.wait(10.0)
+        assert next(iter(fake.jobs.values())).cancelled.wait(PATIENCE_S)
 
     fake.before_step = before_step
     with Client(address) as client:
         handle = client.start(**job)
-        assert broke.wait(10.0)
+        assert any(isinstance(event, Retrying) for event in handle)
         assert handle.cancel() is True
     assert fake.streams[-1].kinds == ["job", "cancel"]
 
@@ -430,7 +439,7 @@ def test_ctrl_c_cancels(address: str, fake: Fake, job: dict[str, Any]) -> None:
     arrived = hold(fake)
 
     def interrupt() -> None:
-        arrived.wait(10.0)
+        arrived.wait(PATIENCE_S)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
@@ -447,7 +456,7 @@ def test_cancelled_task_cancels(address: str, fake: Fake, job: dict[str, Any]) -
     async def run() -> None:
         async with AsyncClient(address) as client:
             task = asyncio.create_task(client.sample(**job))
-            await asyncio.to_thread(arrived.wait, 10.0)
+            await asyncio.to_thread(arrived.wait, PATIENCE_S)
             task.cancel()
             await asyncio.wait([task])
             assert task.cancelled()
@@ -466,7 +475,7 @@ def test_asynchronous_handle(address: str, fake: Fake, job: dict[str, Any]) -> N
             fake.jobs.clear()
             arrived = hold(fake)
             handle = client.start(**job)
-            await asyncio.to_thread(arrived.wait, 10.0)
+            await asyncio.to_thread(arrived.wait, PATIENCE_S)
             assert await handle.cancel() is True
             with pytest.raises(JobCancelled):
                 await handle.result()
@@ -477,7 +486,12 @@ def test_asynchronous_handle(address: str, fake: Fake, job: dict[str, Any]) -> N
 def test_unconfirmed_cancel(address: str, fake: Fake, job: dict[str, Any]) -> None:
     """A server that does not end the job in time is an error of `cancel`, not a hang."""
     release = threading.Event()
-    fake.before_step = lambda stream, step: release.wait(10.0) and None
+
+    def before_step(stream: int, step: int) -> None:
+        release.wait(PATIENCE_S)
+        next(iter(fake.jobs.values())).cancelled.wait(PATIENCE_S)
+
+    fake.before_step = before_step
     with Client(address) as client:
         handle = client.start(**job)
         next(handle)
@@ -490,7 +504,7 @@ def test_unconfirmed_cancel(address: str, fake: Fake, job: dict[str, Any]) -> No
 def test_closing_leaves_jobs(address: str, fake: Fake, job: dict[str, Any]) -> None:
     """Closing a client ends its handles without a cancel: the job may be taken up elsewhere."""
     release = threading.Event()
-    fake.before_step = lambda stream, step: release.wait(10.0) and None
+    fake.before_step = lambda stream, step: release.wait(PATIENCE_S) and None
     client = Client(address)
     handle = client.start(**job)
     next(handle)

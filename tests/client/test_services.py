@@ -209,15 +209,18 @@ def test_mutual_tls(tmp_path: Path, fake: Fake) -> None:
 def test_import_is_light() -> None:
     """The client brings no torch, and little beyond grpc, protobuf and numpy."""
     program = (
-        "import time, sys, grpc.aio, numpy, google.protobuf.message_factory\n"
-        "started = time.process_time()\n"
+        "import time, sys\n"
+        "times = [time.process_time()]\n"
+        "import grpc.aio, numpy, google.protobuf.message_factory\n"
+        "times.append(time.process_time())\n"
         "import ditmesh.client\n"
-        "print(time.process_time() - started)\n"
+        "times.append(time.process_time())\n"
+        "print((times[2] - times[1]) / (times[1] - times[0]))\n"
         "heavy = {'torch', 'scipy', 'diffusers', 'xfuser', 'safetensors', 'opentelemetry.sdk'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
-    seconds, heavy = subprocess.run(
+    ratio, heavy = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     ).stdout.splitlines()
     assert heavy == "[]"
-    assert float(seconds) < 0.3
+    assert float(ratio) < 1.5
