@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
@@ -17,6 +16,7 @@ from coordinator.member import MemberRun, PreparedRun, RunEnd, StepReport, give_
 from coordinator.nodes import NodeLink
 from coordinator.predict import PatchedModel, PredictLane
 from coordinator.sharing import Share
+from coordinator.stopping import StopRequest, done_before, forward_stop
 from coordinator.together import together
 from ditmesh import telemetry
 from ditmesh.errors import (
@@ -42,6 +42,10 @@ from ditmesh.v1 import node_pb2, sampler_pb2
 _MAX_LANES = 4
 # A model may come from a cold network disk, or wait for the job before.
 _PREPARE_S = 1800.0
+# A step shows that all members have a run in hand. After a run without one the others are waited
+# for: one that found its stream closed before it began would leave the run out, and take the
+# leader's last word in it for the next.
+_SETTLE_S = 5.0
 # One call of the transformer, which may compile first.
 _CALL_S = 300.0
 
@@ -49,30 +53,6 @@ _CALL_S = 300.0
 _GONE = (Unavailable, StaleEpoch, JobCancelled)
 
 T = TypeVar("T")
-
-
-@dataclass
-class StopRequest:
-    """Ends a run from outside: set once, with the reason that the members are told."""
-
-    reason: node_pb2.StopReason = node_pb2.STOP_REASON_UNSPECIFIED
-    _event: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def set(self, reason: node_pb2.StopReason) -> None:
-        """Ask for the end; the first reason counts."""
-        if not self._event.is_set():
-            self.reason = reason
-            self._event.set()
-
-    @property
-    def requested(self) -> bool:
-        """Whether somebody asked for the end."""
-        return self._event.is_set()
-
-    async def wait(self) -> node_pb2.StopReason:
-        """The reason, once there is one."""
-        await self._event.wait()
-        return self.reason
 
 
 class Executor:
@@ -138,7 +118,7 @@ class Executor:
         """
         preparing = preparing or asyncio.create_task(self.prepare(job, deadline_s=deadline_s))
         try:
-            if not await _before(stop, preparing):
+            if not await done_before(stop, preparing):
                 # Loading a model may take minutes; nobody has started.
                 return RunEnd(stop.reason, None, ())
             runs = preparing.result().runs
@@ -151,12 +131,32 @@ class Executor:
     async def _follow(
         self, runs: Sequence[MemberRun], on_step: Callable[[StepReport], None], stop: StopRequest
     ) -> RunEnd:
-        stopper = asyncio.create_task(_forward(stop, runs[0]))
+        stopper = asyncio.create_task(forward_stop(stop, runs[0]))
+        patience = Patience()
+        report = _timed(on_step, patience)
+        stepped = False
+        others = [asyncio.Event() for _ in runs[1:]]
+
+        def step(done: StepReport) -> None:
+            nonlocal stepped
+            stepped = True
+            report(done)
+
+        async def lead() -> RunEnd:
+            end = await runs[0].follow(step, patience.limit_s)
+            if not stepped:
+                await _within(_SETTLE_S, others)
+            return end
+
+        async def join(run: MemberRun, ended: asyncio.Event) -> RunEnd:
+            try:
+                return await run.follow(_ignore, _forever)
+            finally:
+                ended.set()
+
         try:
-            patience = Patience()
-            leader = runs[0].follow(_timed(on_step, patience), patience.limit_s)
-            others = [run.follow(_ignore, _forever) for run in runs[1:]]
-            return (await self._together([leader, *others], led=True))[0]
+            joining = [join(run, ended) for run, ended in zip(runs[1:], others, strict=True)]
+            return (await self._together([lead(), *joining], led=True))[0]
         finally:
             stopper.cancel()
 
@@ -249,20 +249,12 @@ def _translate(error: BaseException) -> BaseException:
     return known
 
 
-async def _forward(stop: StopRequest, leader: MemberRun) -> None:
-    with contextlib.suppress(DitmeshError, grpc.aio.AioRpcError):
-        # A leader that can no longer be told has ended, or is about to be found lost.
-        await leader.stop(await stop.wait())
-
-
-async def _before(stop: StopRequest, preparing: asyncio.Task[PreparedRun]) -> bool:
-    """Wait until all is prepared; False when `stop` comes before."""
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait((preparing, stopping), return_when=asyncio.FIRST_COMPLETED)
-        return preparing.done()
-    finally:
-        stopping.cancel()
+async def _within(seconds: float, events: Sequence[asyncio.Event]) -> None:
+    """Wait for all of them, but no longer."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            for event in events:
+                await event.wait()
 
 
 def _timed(

@@ -6,20 +6,23 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from coordinator.admission import Admitted
-from coordinator.executors import Executor, StopRequest
+from coordinator.executors import Executor
 from coordinator.lifecycle.job import JobEffect, JobEvent, JobPhase, advance
 from coordinator.lifecycle.ladder import Decision
 from coordinator.member import RunEnd, StepReport
 from coordinator.scheduler import Claim
+from coordinator.stopping import StopRequest
 from ditmesh import telemetry
 from ditmesh.errors import DitmeshError, InternalError
 from ditmesh.jobs import Job, Snapshot
+from ditmesh.v1 import job_pb2
 from ditmesh.v1 import sampler_pb2 as pb
 
 _MAX_UNREAD = 32
+_NO_SPEC = job_pb2.JobSpec()
 
 
 class Listener:
@@ -210,10 +213,11 @@ class JobRecord:
             listener.push(message)
 
     def finish(self) -> None:
-        """The job has ended: free what only a running job needs, and wake the listeners."""
+        """The job has ended: free what nobody who comes back is told, and wake the listeners."""
         self.ended_at = time.monotonic()
         self.over.set()
         self.job = self.snapshot = self.claim = None
+        self.admitted = replace(self.admitted, spec=_NO_SPEC, specs=())
         self.unpin()
         if self.deadline_timer is not None:
             self.deadline_timer.cancel()

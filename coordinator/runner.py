@@ -89,7 +89,10 @@ class Runner:
         self._journal.taken(record)
         record.task = asyncio.create_task(self._drive(record))
         self._running[record.task] = record
-        record.task.add_done_callback(self._running.pop)
+        record.task.add_done_callback(self._left)
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        self._running.pop(task).task = None
 
     def stop(self, record: JobRecord, error: DitmeshError) -> None:
         """End a job, wherever it is. `error` is what its clients will read."""
@@ -119,10 +122,11 @@ class Runner:
                     self._report(record)
 
     def _report(self, record: JobRecord) -> None:
+        model = record.admitted.spec.model
         record.finish()
         outcome = "OK" if record.error is None else record.error.reason
         seconds = time.monotonic() - record.accepted_at
-        self._metrics.job_ended(model=record.admitted.spec.model, outcome=outcome, seconds=seconds)
+        self._metrics.job_ended(model=model, outcome=outcome, seconds=seconds)
         if record.error is not None and not isinstance(record.error, JobCancelled):
             record.span.fail(record.error)
         record.span.set(outcome=outcome)

@@ -21,7 +21,6 @@ import numpy as np
 from coordinator.admission import check_values
 from coordinator.cluster import Cluster
 from coordinator.config import Limits, Timing
-from coordinator.executors import StopRequest
 from coordinator.group import FormedGroup
 from coordinator.job_log import NoJournal
 from coordinator.jobs import JobTable
@@ -31,6 +30,7 @@ from coordinator.member import PreparedRun, RunEnd, StepReport
 from coordinator.record import JobRecord, Listener
 from coordinator.runner import Runner
 from coordinator.scheduler import Scheduler
+from coordinator.stopping import StopRequest
 from ditmesh import telemetry
 from ditmesh.errors import BadResult, DitmeshError, ExecutorFailed, GroupLost
 from ditmesh.jobs import Job, Snapshot

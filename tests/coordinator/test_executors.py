@@ -13,11 +13,12 @@ import grpc
 import grpc.aio
 import pytest
 
-from coordinator.executors import Executor, StopRequest
+from coordinator.executors import Executor
 from coordinator.lifecycle.node import NodePhase, NodeView
 from coordinator.lifecycle.patience import Patience
 from coordinator.member import RunEnd, StepReport
 from coordinator.nodes import NodeLink
+from coordinator.stopping import StopRequest
 from ditmesh import errors, shared_memory
 from ditmesh.errors import DitmeshError
 from ditmesh.exchange import Receiver, read_specs
@@ -40,7 +41,8 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         self.came: list[int] = []
         """Bytes of tensors that came with each job."""
         self.stopped: list[int] = []
-        self.started = 0
+        self.steps = 2
+        self.started = self.finished = 0
         self.blind = False
         """Whether it cannot read shared memory."""
 
@@ -78,7 +80,7 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         assert start.HasField("start")
         self.started += 1
         latent = f32(1, 16, 4, 4)
-        for step in range(2 if self.leads else 0):
+        for step in range(self.steps if self.leads else 0):
             await self._stage(f"step{step}", context)
             state = job_pb2.JobState(step=step + 1, latent=0)
             update = pb.StateUpdate(tensors=[latent.spec.to_proto()], state=state)
@@ -91,6 +93,7 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
             yield pb.RunResponse(result=result)
             for chunk in chunks([latent], [0]):
                 yield pb.RunResponse(chunk=chunk)
+        self.finished += 1
         yield pb.RunResponse(done=pb.RunDone())
 
 
@@ -287,6 +290,29 @@ def test_the_leaders_result_does_not_wait_for_a_member_that_hangs() -> None:
             nodes[1].at["end"] = hanging
             end = await asyncio.wait_for(work(made), PATIENCE_S)
             assert end.result is not None
+
+    run(test())
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_run_without_a_step_waits_for_all_members(
+    hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else shows that they have begun, and the next run must not find them before this
+    one; but not for one that hangs.
+    """
+    monkeypatch.setattr("coordinator.executors._SETTLE_S", 0.3 if hangs else 20.0)
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+
+            async def late(node: ScriptedNode, context: Any) -> None:
+                await asyncio.sleep(0.1)
+
+            nodes[0].steps = 0
+            nodes[1].at["end"] = hanging if hangs else late
+            await work(made)
+            assert nodes[1].finished == (0 if hangs else 1)
 
     run(test())
 

@@ -505,17 +505,22 @@ def test_a_thousand_cancelled_jobs_leave_nothing() -> None:
     run(test())
 
 
-def test_half_sent_jobs_and_failures_hold_no_tensors() -> None:
-    """Not even through the tracebacks of their errors, while the jobs are remembered."""
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_job_that_is_remembered_holds_nothing_of_what_went_in(fails: bool) -> None:
+    """Neither its tensors, not even through the traceback of its error, nor its spec nor its
+    coroutine: thousands are remembered.
+    """
 
     async def test() -> None:
         async with world(nodes=0, timing=PATIENT) as w:
-            w.scripts["local"].fail[1] = DitmeshError("it broke")
+            if fails:
+                w.scripts["local"].fail[1] = DitmeshError("it broke")
             spec, tensors = make_job(tensors=[f32(1000)])
             record, listener = await w.begin(spec, tensors)
-            assert await w.ended(record) is not None
-            w.jobs.detach(record, listener)
             alive = [weakref.ref(tensor) for tensor in tensors]
+            alive += [weakref.ref(record.admitted), weakref.ref(record.task)]
+            assert (await w.ended(record) is not None) == fails
+            w.jobs.detach(record, listener)
             del tensors
             gc.collect()
             assert not [reference() for reference in alive if reference() is not None]
