@@ -6,7 +6,8 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,9 +57,14 @@ def join(
 
 
 def leave(rank: Rank) -> int:
-    """Leave the group; returns how many descriptors this process then has."""
+    """Leave the group; returns how many descriptors this process has once their number rests."""
     rank.kept.group.leave()
-    return len(os.listdir("/proc/self/fd"))
+    found = []
+    while len(set(found[-10:])) != 1 or len(found) < 10:
+        # gloo's own thread closes some of them.
+        time.sleep(0.01)
+        found.append(len(os.listdir("/proc/self/fd")))
+    return found[-1]
 
 
 def model(rank: Rank, mesh: MeshSpec) -> MeshModel:
@@ -92,11 +98,10 @@ def digest(outputs: Sequence[Tensor]) -> str:
 
 def shares(rank: Rank, mesh: MeshSpec, case: Case) -> dict[str, Any] | None:
     """What this rank computes in one evaluation: tokens, attention shapes, and its traffic."""
-    from gpu_node.parallel import transformer
-
     if rank.kept.group.rank not in mesh.ranks:
         return None
     seen: dict[str, Any] = {"queries": [], "keys": [], "tokens": []}
+    transformer = rank.kept.transformer
     kernel = transformer.kernel
 
     def watching(query: Tensor, key: Tensor, value: Tensor, *, with_lse: bool) -> Any:
@@ -104,7 +109,7 @@ def shares(rank: Rank, mesh: MeshSpec, case: Case) -> dict[str, Any] | None:
         seen["keys"].append(tuple(key.shape))
         return kernel(query, key, value, with_lse=with_lse)
 
-    hook = rank.kept.transformer.x_embedder.register_forward_hook(
+    hook = transformer.x_embedder.register_forward_hook(
         lambda _module, inputs, _output: seen["tokens"].append(inputs[0].shape[1])
     )
     transformer.kernel = watching
@@ -147,19 +152,56 @@ def bad_input_then_good(rank: Rank, mesh: MeshSpec, case: Case) -> str:
     return refused
 
 
-def until_lost(rank: Rank, mesh: MeshSpec, case: Case) -> tuple[int, float, str]:
-    """Evaluate for ever; returns how often it went well, when the group was lost, and why."""
+class Clock(Traffic):
+    """Notes when the newest collective of its block began."""
+
+    began = 0.0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        now, before = time.monotonic(), self.calls.total()
+        try:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            if self.calls.total() > before:
+                self.began = now
+
+
+@dataclass(frozen=True)
+class Lost:
+    """How a rank lost its group, by its own clock, and how many evaluations had gone well."""
+
+    evaluations: int
+    began_at: float
+    """When its last collective began."""
+    raised_at: float
+    reason: str
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds in the last collective."""
+        return self.raised_at - self.began_at
+
+
+def until_lost(rank: Rank, mesh: MeshSpec, case: Case) -> Lost:
+    """Evaluate for ever; returns how that ended."""
     x_BCHW, branches = case.inputs()
     loaded = model(rank, mesh)
     count = 0
-    while True:
-        try:
-            loaded.evaluate(x_BCHW, SIGMA, branches)
-        except GroupLost as error:
-            return count, time.monotonic(), error.message
-        count += 1
-        if count == 1:
-            rank.store.add(EVALUATING, 1)
+    with Clock() as clock:
+        while True:
+            try:
+                loaded.evaluate(x_BCHW, SIGMA, branches)
+            except GroupLost as error:
+                return Lost(count, clock.began, time.monotonic(), error.message)
+            count += 1
+            if count == 1:
+                rank.store.add(EVALUATING, 1)
 
 
 def abort_while_waiting(rank: Rank, mesh: MeshSpec, after_s: float) -> tuple[float, str]:
@@ -180,19 +222,22 @@ def abort_while_waiting(rank: Rank, mesh: MeshSpec, after_s: float) -> tuple[flo
     raise AssertionError("the decision came")
 
 
-def fail_locally(rank: Rank, mesh: MeshSpec, case: Case, culprit: int) -> str:
-    """One rank runs out of memory in the middle of a forward pass; the others wait for it."""
+def fail_locally(rank: Rank, mesh: MeshSpec, case: Case, culprit: int) -> tuple[str, float]:
+    """One rank runs out of memory in the middle of a forward pass; the others wait for it. Returns
+    the error, and the seconds since the last collective began.
+    """
 
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("no memory left")
 
     if rank.rank == culprit:
         rank.kept.transformer.single_transformer_blocks[0].register_forward_hook(fail)
-    try:
-        evaluate(rank, mesh, case)
-    except Exception as error:
-        return type(error).__name__
-    return "done"
+    with Clock() as clock:
+        try:
+            evaluate(rank, mesh, case)
+        except Exception as error:
+            return type(error).__name__, time.monotonic() - clock.began
+    raise AssertionError("it did not fail")
 
 
 def try_to_join(rank: Rank, epoch: int, world_size: int, timeout_s: float) -> tuple[float, str]:

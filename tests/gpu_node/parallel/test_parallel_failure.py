@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -19,8 +18,10 @@ FOUR = MeshSpec((0, 1, 2, 3), ulysses=4)
 SMALLER = {2: MeshSpec((0, 1), ulysses=2), 3: MeshSpec((0, 1, 2), ring=3)}
 CASE = Case(18, 22, (77, 13))
 TIMEOUT_S = 6.0
-QUICK_S = 4.5
-"""Below the timeout, also on a busy machine: freed by the closed connection, not by waiting."""
+QUICK_S = 3.0
+"""Well below the timeout: freed by the closed connection, not by waiting. Ranks measure by their
+own clocks, from the moment in which a collective of theirs began.
+"""
 
 
 @pytest.fixture
@@ -58,12 +59,11 @@ def test_a_killed_rank_frees_the_others_at_once(
     survivors = [rank for rank in range(4) if rank != victim]
     four.start(on_rank.until_lost, FOUR, CASE)
     four.wait_for(on_rank.EVALUATING, 4)
-    killed = time.monotonic()
     four.signal(victim, signal.SIGKILL)
-    for count, lost_at, reason in four.collect(survivors).values():
-        assert count > 0
-        assert lost_at - killed < QUICK_S
-        assert "lost the group of epoch 1" in reason
+    for lost in four.collect(survivors).values():
+        assert lost.evaluations > 0
+        assert lost.waited_s < QUICK_S
+        assert "lost the group of epoch 1" in lost.reason
     reform(four, survivors, local)
 
 
@@ -72,14 +72,15 @@ def test_a_stopped_rank_frees_the_others_at_the_timeout(four: Ranks, local: Loca
     survivors = [0, 2]
     four.start(on_rank.until_lost, FOUR, CASE)
     four.wait_for(on_rank.EVALUATING, 4)
-    stopped = time.monotonic()
     four.signal(1, signal.SIGSTOP)
-    for _, lost_at, _ in four.collect([0, 2, 3]).values():
-        assert TIMEOUT_S / 2 < lost_at - stopped < TIMEOUT_S + QUICK_S
+    lost = four.collect([0, 2, 3]).values()
+    assert all(rank.waited_s < TIMEOUT_S + QUICK_S for rank in lost)
+    # The first ends its connections; whoever began later is freed by that.
+    assert min(lost, key=lambda rank: rank.raised_at).waited_s > TIMEOUT_S - 1.0
     reform(four, survivors, local)
     # Once it runs again it finds itself out of the group, rather than in a group of its own.
     four.signal(1, signal.SIGCONT)
-    assert "lost the group of epoch 1" in four.collect([1])[1][2]
+    assert "lost the group of epoch 1" in four.collect([1])[1].reason
 
 
 def test_abort_frees_a_waiting_thread(four: Ranks, local: LocalModel) -> None:
@@ -94,10 +95,11 @@ def test_abort_frees_a_waiting_thread(four: Ranks, local: LocalModel) -> None:
 
 def test_a_rank_that_fails_takes_the_group_with_it(four: Ranks) -> None:
     """An error in one rank's own computation keeps its name there and frees the others."""
-    started = time.monotonic()
     answers = four.run(on_rank.fail_locally, FOUR, CASE, 2)
-    assert answers == ["GroupLost", "GroupLost", "OutOfMemoryError", "GroupLost"]
-    assert time.monotonic() - started < QUICK_S
+    assert [error for error, _ in answers] == [
+        *("GroupLost", "GroupLost", "OutOfMemoryError", "GroupLost")
+    ]
+    assert all(waited_s < QUICK_S for _, waited_s in answers)
     assert four.run(on_rank.use, FOUR) == [
         f"GroupLost: rank {rank} is no longer in epoch 1" for rank in range(4)
     ]
