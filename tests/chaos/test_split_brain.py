@@ -29,9 +29,8 @@ def test_old_epochs_are_refused(site: Site) -> None:
     """
     old = site.snapshot().group.epoch
     with site.user.start(**random_job(1, steps=60)) as handle:
-        for event in handle:
-            if isinstance(event, Progress) and event.step == 5:
-                os.kill(site.coordinator_pid(), signal.SIGKILL)
+        next(event for event in handle if isinstance(event, Progress) and event.step == 5)
+        os.kill(site.coordinator_pid(), signal.SIGKILL)
         result = handle.result()
     new = site.snapshot().group.epoch
     assert new > old

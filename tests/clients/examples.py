@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -117,7 +118,7 @@ class ExampleClient:
             assert servicer.stalling.wait(_LIMIT_S)
             time.sleep(1.0 if self.most_unread else 0.0)
             os.kill(process.pid, signal.SIGSTOP)
-            so_far = os.read(process.stdout.fileno(), MIB).decode() if self.most_unread else ""
+            so_far = _written(process) if self.most_unread else ""
             os.kill(process.pid, signal.SIGCONT)
             servicer.read_on.set()
             _, complaints = process.communicate(timeout=_LIMIT_S)
@@ -164,6 +165,13 @@ def client(
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def _written(process: subprocess.Popen[str]) -> str:
+    """What a process has written so far, if anything."""
+    assert process.stdout is not None
+    readable, _, _ = select.select([process.stdout], [], [], 0.0)
+    return os.read(process.stdout.fileno(), MIB).decode() if readable else ""
 
 
 def tool(name: str, where: Path = Path(sys.executable).parent) -> str:

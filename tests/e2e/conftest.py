@@ -10,7 +10,6 @@ import pytest
 
 from tests.e2e.cluster import Cluster
 from tests.e2e.clusters import Clusters
-from tests.ports import free_address
 
 HERE = Path(__file__).parent
 ORDER = {"eight": 0, "brittle": 1, "two": 3, "deaf": 4, "shell": 5}
@@ -60,7 +59,7 @@ def two(clusters: Clusters) -> Cluster:
 def _deaf() -> Iterator[tuple[str, str]]:
     """A collector that refuses connections, and one that takes them and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        yield free_address(), f"127.0.0.1:{silent.getsockname()[1]}"
+        yield "127.0.0.1:1", f"127.0.0.1:{silent.getsockname()[1]}"
 
 
 @pytest.fixture

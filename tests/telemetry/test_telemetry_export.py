@@ -236,7 +236,7 @@ def test_collector_gets_spans_and_metrics() -> None:
 
 @contextmanager
 def refusing() -> Iterator[str]:
-    yield f"http://{free_address()}"
+    yield "http://127.0.0.1:1"
 
 
 @contextmanager
