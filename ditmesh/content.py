@@ -10,16 +10,20 @@ from ditmesh.tensors import WireTensor
 
 _Key = tuple[str, bytes]
 
+# What is known of a small tensor takes more room than its bytes; to send one again costs little.
+_MAX_TENSORS = 1024
+
 
 class ContentStore:
-    """Least-recently-used tensors by (scope, hash), at most `max_bytes` of them.
+    """Least-recently-used tensors by (scope, hash), of at most `max_bytes`, and bounded in number.
 
     A scope is the client's identity: nobody learns from a hash what another client sent.
     Pinned tensors stay until they are unpinned, whatever the limit says. Thread-safe.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, max_tensors: int = _MAX_TENSORS) -> None:
         self._max_bytes = max_bytes
+        self._max_tensors = max_tensors
         self._tensors: OrderedDict[_Key, WireTensor] = OrderedDict()
         self._pins: Counter[_Key] = Counter()
         self._bytes = 0
@@ -65,9 +69,14 @@ class ContentStore:
                     del self._pins[key]
             self._evict()
 
+    def _fits(self) -> bool:
+        return self._bytes <= self._max_bytes and len(self._tensors) <= self._max_tensors
+
     def _evict(self) -> None:
+        if self._fits():
+            return
         for key in list(self._tensors):
-            if self._bytes <= self._max_bytes:
+            if self._fits():
                 return
             if not self._pins.get(key):
                 self._bytes -= self._tensors.pop(key).spec.nbytes

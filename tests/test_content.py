@@ -40,6 +40,17 @@ def test_the_least_recently_used_goes_first() -> None:
     assert store.nbytes == 30
 
 
+def test_small_tensors_are_bounded_in_number() -> None:
+    """What is known of each takes room too; a pinned one stays here as well."""
+    store, pinned = ContentStore(1000, max_tensors=2), tensor(0)
+    store.pin("", [pinned.spec.sha256])
+    for t in (pinned, *(tensor(value) for value in range(1, 5))):
+        store.put("", t)
+    held = [value for value in range(5) if store.get("", tensor(value).spec.sha256)]
+    assert held == [0, 4]
+    assert store.nbytes == 20
+
+
 def test_putting_twice_counts_once() -> None:
     """The same tensor from two streams takes its room once."""
     store = ContentStore(100)
