@@ -10,8 +10,9 @@ from ditmesh.tensors import WireTensor
 
 _Key = tuple[str, bytes]
 
-# What is known of a small tensor takes more room than its bytes; to send one again costs little.
-_MAX_TENSORS = 1024
+MAX_TENSORS = 4096
+"""So many are kept at most: what is known of a small one takes more room than its bytes do. A LoRA
+has hundreds."""
 
 
 class ContentStore:
@@ -21,7 +22,7 @@ class ContentStore:
     Pinned tensors stay until they are unpinned, whatever the limit says. Thread-safe.
     """
 
-    def __init__(self, max_bytes: int, *, max_tensors: int = _MAX_TENSORS) -> None:
+    def __init__(self, max_bytes: int, *, max_tensors: int = MAX_TENSORS) -> None:
         self._max_bytes = max_bytes
         self._max_tensors = max_tensors
         self._tensors: OrderedDict[_Key, WireTensor] = OrderedDict()

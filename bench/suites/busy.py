@@ -16,6 +16,7 @@ from bench.results import Comparison, Goal, SuiteResult, Table, quantile
 from coordinator.config import Limits
 from ditmesh.client import Client, Conditioning
 from ditmesh.client.blocking.handle import JobHandle
+from ditmesh.content import MAX_TENSORS
 
 TITLE = "A busy group"
 
@@ -25,8 +26,9 @@ _MOST_GAP_MS = 5.0
 _MOST_GROWTH_MIB = 4.0
 _ENDURANCE_JOBS, _SMALL_JOBS = 10_000, 1_000
 _ENDURANCE_CLIENTS = 4
-# The coordinator remembers so many that ended, for whoever comes back: it grows until then.
-_WARM_JOBS = Limits().kept_jobs + 200
+# The coordinator remembers a number of jobs that ended, for whoever comes back, and of tensors by
+# their hashes, each result's latent among them: it grows until there are so many.
+_WARM_JOBS = max(Limits().kept_jobs, MAX_TENSORS) + 200
 _SAMPLES = 40
 _MIB = 1 << 20
 
