@@ -210,6 +210,8 @@ class Script:
     unprepared: list[str] = field(default_factory=list)
     """Those that cannot be."""
     sends_states: bool = True
+    tells: Callable[[int], bool] = lambda step: True
+    """Whether the step of that number, from 1, is told of."""
     after: Callable[[], Awaitable[None]] | None = None
     """Awaited after the last step, while the result is on its way."""
     started: list[str] = field(default_factory=list)
@@ -338,7 +340,8 @@ class FakeExecutor:
             revision = SAMPLERS[spec.sampler].revision
             state = job_pb.JobState(step=step + 1, sampler_revision=revision, latent=0)
             snapshot = Snapshot(state, (latent,)) if script.sends_states else None
-            on_step(StepReport(step + 1, 0.5, None, snapshot))
+            if script.tells(step + 1):
+                on_step(StepReport(step + 1, 0.5, None, snapshot))
             await asyncio.sleep(0)
         result = pb.SampleResult(tensors=[latent.spec.to_proto()], latent=0)
         return RunEnd(node_pb2.STOP_REASON_UNSPECIFIED, result, (latent,))
