@@ -36,14 +36,16 @@ class Task:
 
 
 class Tap:
-    """A denoiser that remembers its newest answer, for previews."""
+    """A denoiser that remembers its newest answer, for previews; `before` is called before it."""
 
     def __init__(self, denoise: Denoiser) -> None:
         self._denoise = denoise
         self.denoised: Tensor | None = None
+        self.before: Callable[[], None] = lambda: None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """As the denoiser within."""
+        self.before()
         self.denoised = self._denoise(x, sigma)
         return self.denoised
 

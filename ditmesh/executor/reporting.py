@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 import numpy as np
@@ -26,24 +26,51 @@ _MOST_UNSENT = 8
 
 
 class Outbox:
-    """From the torch thread to the stream's: the newest states in order, then the outcome."""
+    """From the torch thread to the stream's: the newest states in order, then the outcome.
 
-    def __init__(self) -> None:
+    What a step has to tell is handed over when the next one is in the model: the two threads share
+    an interpreter, and between two steps every moment counts. Steps that come too fast for anybody
+    to follow are not all told of.
+    """
+
+    def __init__(
+        self, every_s: float = 0.0, must_tell: Callable[[StepDone], bool] = lambda done: False
+    ) -> None:
+        """`every_s`: of steps that come faster, the newest is told of; and all that `must_tell`.
+
+        All methods but `get` are for the torch thread.
+        """
+        self._every_s = every_s
+        self._must_tell = must_tell
+        self._held: deque[StepDone] = deque(maxlen=_MOST_UNSENT)
         self._states: deque[StepDone] = deque(maxlen=_MOST_UNSENT)
         self._outcome: Future[Outcome] | None = None
         self._changed = threading.Condition()
+        self._handed_over_at = -math.inf
 
     def put(self, done: StepDone) -> None:
         """A step is done."""
-        with self._changed:
-            self._states.append(done)
-            self._changed.notify()
+        if self._held and self._every_s and not self._must_tell(self._held[-1]):
+            self._held.pop()
+        self._held.append(done)
+
+    def hand_over(self) -> None:
+        """The torch thread is about to be busy in the model: let the stream's thread work."""
+        now = time.monotonic()
+        if self._held and now - self._handed_over_at >= self._every_s:
+            self._handed_over_at = now
+            with self._changed:
+                self._states.extend(self._held)
+                self._changed.notify()
+            self._held.clear()
 
     def end(self, outcome: Future[Outcome]) -> None:
         """The run has ended."""
         with self._changed:
+            self._states.extend(self._held)
             self._outcome = outcome
             self._changed.notify()
+        self._held.clear()
 
     def get(self) -> StepDone | Future[Outcome]:
         """The next state, or once none is left and the run has ended, its outcome."""
@@ -90,9 +117,13 @@ class StepReports:
         yield node_pb2.RunResponse(state=update)
         yield from pieces
 
-    def _add_preview(self, update: node_pb2.StateUpdate, done: StepDone) -> None:
+    def has_preview(self, done: StepDone) -> bool:
+        """Whether a preview goes along with a step."""
         every = self._spec.preview.every_steps if self._spec.HasField("preview") else 0
-        if every and done.state.step % every == 0 and done.denoised is not None:
+        return bool(every) and done.state.step % every == 0 and done.denoised is not None
+
+    def _add_preview(self, update: node_pb2.StateUpdate, done: StepDone) -> None:
+        if self.has_preview(done) and done.denoised is not None:
             update.preview.CopyFrom(preview(done.denoised, self._latent_format))
 
 

@@ -44,6 +44,8 @@ class ServicerLimits:
     state_every_s: float = 0.1
     """A job's state goes to the coordinator at most this often: if all ranks are lost at once, so
     much work has to be done again, and what is sent meanwhile is not worth its bytes."""
+    step_every_s: float = 0.01
+    """Of steps that come faster, the newest is told of: nobody can follow more."""
 
 
 class NodeServicer(node_pb2_grpc.NodeServiceServicer):
@@ -141,6 +143,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                 device=self._device,
                 max_bytes=self._limits.max_request_bytes,
                 state_every_s=self._limits.state_every_s,
+                step_every_s=self._limits.step_every_s,
             )
             with self._at_work():
                 yield from session.serve(request_iterator, context)

@@ -49,8 +49,9 @@ class RunSession:
         device: torch.device,
         max_bytes: int,
         state_every_s: float,
+        step_every_s: float,
     ) -> None:
-        """`max_bytes`: of one request's tensors. `state_every_s`: see `ServicerLimits`."""
+        """`max_bytes`: of one request's tensors. The last two: see `ServicerLimits`."""
         self._engine = engine
         self._device = device
         self._torch_thread = torch_thread
@@ -58,7 +59,7 @@ class RunSession:
         self._keeper = keeper
         self._max_bytes = max_bytes
         self._state_every_s = state_every_s
-        self._outbox = Outbox()
+        self._step_every_s = step_every_s
 
     def serve(
         self, requests: Iterator[node_pb2.RunRequest], context: grpc.ServicerContext
@@ -140,11 +141,14 @@ class RunSession:
         flag: StopFlag,
     ) -> Iterator[node_pb2.RunResponse]:
         leads = self._engine.leads(order.mesh)
+        reports = StepReports(order.job, task.latent_format, self._state_every_s)
+        outbox = Outbox(self._step_every_s, reports.has_preview)
+        task.denoise.before = outbox.hand_over
 
         def publish(done: StepDone) -> None:
             self._keeper.keep(order.job.job_id, done)
             if leads:
-                self._outbox.put(done)
+                outbox.put(done)
 
         started = time.monotonic()
         span = telemetry.current_span()
@@ -153,9 +157,8 @@ class RunSession:
         future = self._torch_thread.submit(
             here.run, self._work, task, take_model, order, flag, publish
         )
-        future.add_done_callback(self._outbox.end)
-        reports = StepReports(order.job, task.latent_format, self._state_every_s)
-        while isinstance(item := self._outbox.get(), StepDone):
+        future.add_done_callback(outbox.end)
+        while isinstance(item := outbox.get(), StepDone):
             span.event("step", step=item.state.step, sigma=item.sigma, seconds=item.seconds)
             yield from reports.messages(item)
         outcome = item.result()

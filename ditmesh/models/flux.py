@@ -6,6 +6,7 @@ tokens, D text width, P pooled width.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -21,6 +22,8 @@ from ditmesh.sampling import Flow, NoiseProcess
 DEFAULT_GUIDANCE = 3.5
 _TWICE_AS_WIDE = {2: torch.int32, 4: torch.int64, 8: torch.complex128}
 """By the bytes of a value, a type for two of them; patches are two columns wide."""
+_SIZES_KEPT = 16
+"""Sizes whose positions are remembered: they are the same in every step."""
 POSITION_AXES = 3
 """A token's position is (0, row, column); text tokens are all at the origin."""
 
@@ -58,7 +61,7 @@ class Flux:
         text_BTD = _expand("text", cond.text, batch, 3).to(device, dtype)
         ids = {
             "img_ids": image_positions(height, width, device),
-            "txt_ids": torch.zeros(text_BTD.shape[1], POSITION_AXES, device=device),
+            "txt_ids": _text_positions(text_BTD.shape[1], device),
         }
         (output_BNK,) = module(
             hidden_states=pack(x_BCHW.to(device, dtype)),
@@ -105,12 +108,18 @@ def _moved(values: Tensor, dims: tuple[int, ...]) -> Tensor:
     return values.permute(dims).clone(memory_format=torch.contiguous_format)
 
 
+@lru_cache(maxsize=_SIZES_KEPT)
 def image_positions(height: int, width: int, device: torch.device | str) -> Tensor:
-    """Positions (0, row, column) of a latent's tokens, fp32 [H*W/4, 3]."""
+    """Positions (0, row, column) of a latent's tokens, fp32 [H*W/4, 3]; not to be written to."""
     rows = torch.arange(height // PATCH_SIZE, dtype=torch.float32, device=device)
     columns = torch.arange(width // PATCH_SIZE, dtype=torch.float32, device=device)
     row, column = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack((torch.zeros_like(row), row, column), dim=-1).reshape(-1, POSITION_AXES)
+
+
+@lru_cache(maxsize=_SIZES_KEPT)
+def _text_positions(tokens: int, device: torch.device | str) -> Tensor:
+    return torch.zeros(tokens, POSITION_AXES, device=device)
 
 
 def _latent_shape(module: FluxTransformer, x_BCHW: Tensor) -> tuple[int, int, int, int]:

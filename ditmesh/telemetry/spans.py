@@ -216,8 +216,9 @@ def _start(
 ) -> Span:
     parent = parent or (None if kind == "SERVER" else _current.get())
     context = parent.context if isinstance(parent, Span) else parent
-    if trace is not None:
-        recorded = (_tracer or trace.get_tracer("ditmesh")).start_span(
+    tracer = _in_use()
+    if tracer is not None:
+        recorded = tracer.start_span(
             name,
             context=_otel_context(context),
             kind=trace.SpanKind[kind],
@@ -230,6 +231,15 @@ def _start(
             return Span(TraceContext(made.trace_id, made.span_id, sampled, state), recorded)
     # Nothing is recorded here. A server passes on what it got; whoever begins, begins a trace.
     return Span(context if context or kind == "SERVER" else TraceContext.new_root())
+
+
+def _in_use() -> Tracer | None:
+    """Who makes spans; None where nobody records any: making them costs a step's time even so."""
+    if _tracer is not None or trace is None:
+        return _tracer
+    provider = trace.get_tracer_provider()
+    unset = isinstance(provider, trace.ProxyTracerProvider)
+    return None if unset else provider.get_tracer("ditmesh")
 
 
 def _otel_context(context: TraceContext | None) -> Any:

@@ -175,7 +175,7 @@ def serving(folder: Path, limits: ServicerLimits | None = None) -> Iterator[Node
     servicer = NodeServicer(
         LocalEngine(cache),
         device=torch.device("cpu"),
-        limits=limits or ServicerLimits(state_every_s=0.0),
+        limits=limits or ServicerLimits(state_every_s=0.0, step_every_s=0.0),
         give_up=gave_up.append,
     )
     servicer._torch_thread.submit(torch.set_num_threads, 1).result()

@@ -37,7 +37,7 @@ from tests.sampling.golden_cases import load_golden
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """One executor for all tests of this file."""
-    limits = ServicerLimits(max_request_bytes=1 << 20, state_every_s=0.0)
+    limits = ServicerLimits(max_request_bytes=1 << 20, state_every_s=0.0, step_every_s=0.0)
     with serving(tmp_path_factory.mktemp("node"), limits) as n:
         yield n
 
