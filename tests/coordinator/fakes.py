@@ -416,10 +416,6 @@ class World:
         }
         return [(name, what) for name, what in places.items() if what]
 
-    def assert_idle(self) -> None:
-        """Nothing waits, runs, or is held."""
-        assert not self.at_work()
-
 
 @asynccontextmanager
 async def world(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -26,7 +27,17 @@ from ditmesh.rpc_status import from_rpc_error
 from ditmesh.v1 import job_pb2, tensor_pb2
 from ditmesh.v1 import sampler_pb2 as pb
 from tests.coordinator.client import read_all, served
-from tests.coordinator.fakes import TIMING, f32, gate, make_job, messages, run, until, world
+from tests.coordinator.fakes import (
+    TIMING,
+    f32,
+    gate,
+    make_job,
+    messages,
+    run,
+    settled,
+    until,
+    world,
+)
 
 PATIENT = Timing(reattach=5.0, keep_result=5.0, settle=0.0, regroup_wait=0.2)
 
@@ -119,7 +130,7 @@ def test_a_result_can_be_fetched_again_while_it_is_kept() -> None:
     """The same tensors and the same summary; then the id is free for another job."""
 
     async def test() -> None:
-        async with served() as s:
+        async with served(timing=replace(TIMING, keep_result=1.5)) as s:
             first = await s.sample(*make_job())
             again = await s.sample(*make_job())
             assert again[0].accepted.resumed
@@ -195,12 +206,12 @@ def test_a_job_that_nobody_comes_back_for_is_cancelled() -> None:
     """After the time that it is given, not before."""
 
     async def test() -> None:
-        async with world() as w:
+        async with world(timing=replace(TIMING, reattach=1.0)) as w:
             semaphore, w.scripts["group"].before = gate()
             record, listener = await w.begin(*make_job())
             await until(lambda: w.scripts["group"].runs)
             w.jobs.detach(record, listener)
-            await asyncio.sleep(TIMING.reattach / 2)
+            await asyncio.sleep(0.4)
             assert record.phase is JobPhase.RUNNING
             await until(lambda: record.phase is JobPhase.STOPPING)
             semaphore.release()
@@ -220,11 +231,10 @@ def test_a_job_with_another_listener_is_not_abandoned() -> None:
             record, one = await w.begin(*make_job())
             other = w.jobs.attach(record)
             w.jobs.detach(record, one)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(2 * TIMING.reattach)
             w.jobs.detach(record, other)
-            await asyncio.sleep(0.05)
             back = w.jobs.attach(record)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(2 * TIMING.reattach)
             assert record.phase is JobPhase.RUNNING
             for _ in range(4):
                 semaphore.release()
@@ -497,7 +507,7 @@ def test_a_thousand_cancelled_jobs_leave_nothing() -> None:
             await until(lambda: not w.runner._running)
             assert w.jobs.bytes_in_flight == 0
             assert not w.jobs._timers
-            w.assert_idle()
+            await settled(w.at_work)
             await asyncio.sleep(0.05)
             gc.collect()
             assert not [reference() for reference in alive if reference() is not None]

@@ -414,22 +414,26 @@ def test_draining_lets_jobs_end_and_stops_those_that_do_not() -> None:
     run(test())
 
 
-def test_the_first_step_does_not_teach_how_long_steps_take() -> None:
+def test_the_first_step_does_not_teach_how_long_steps_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The model's loading is in it; an estimate from it would refuse jobs that fit."""
+    now = 0.0
+
+    async def slow_start(step: int) -> None:
+        nonlocal now
+        now += 1.0 if step else 60.0
 
     async def test() -> None:
         async with world(nodes=0) as w:
-
-            async def slow_start(step: int) -> None:
-                await asyncio.sleep(0.0 if step else 0.2)
-
             w.scripts["local"].before = slow_start
             record, _ = await w.begin(*make_job(steps=4))
             assert await w.ended(record) is None
             facts = w.cluster.local_facts(w.cluster.models()["tiny"], 16, 1)
-            assert facts.estimate_s is not None
-            assert facts.estimate_s < 0.1
+            assert facts.estimate_s == pytest.approx(1.0)
 
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("coordinator.segment.time", clock)
     run(test())
 
 

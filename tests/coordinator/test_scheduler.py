@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from coordinator.lifecycle.group import GroupPhase
 from coordinator.lifecycle.ladder import Policy
 from coordinator.scheduler import Claim, Grant
 from ditmesh.errors import DeadlineExceeded, Overloaded, Unavailable
-from tests.coordinator.fakes import World, run, until, world
+from tests.coordinator.fakes import TIMING, World, run, until, world
 
 
 def claim(policy: Policy = Policy.ALLOW, **options: object) -> Claim:
@@ -152,16 +153,16 @@ def test_each_claim_waits_for_the_group_for_its_own_time() -> None:
     """A later claim does not put off the one before it."""
 
     async def test() -> None:
-        async with world(formed=False) as w:
+        async with world(formed=False, timing=replace(TIMING, regroup_wait=1.0)) as w:
             loop = asyncio.get_running_loop()
             began = loop.time()
             (first,) = await waiting(w, claim())
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.8)
             (second,) = await waiting(w, claim())
             grant = await first
             assert grant.executor.name == "local"
             assert grant.decision.reason == "NO_GROUP"
-            assert 0.15 < loop.time() - began < 0.3
+            assert 1.0 <= loop.time() - began < 1.8
             w.scheduler.release(grant)
             w.scheduler.release(await second)
 
