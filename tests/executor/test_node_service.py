@@ -19,6 +19,7 @@ import torch
 from ditmesh import errors, telemetry
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError
+from ditmesh.executor.control import StopFlag
 from ditmesh.executor.servicer import ServicerLimits
 from ditmesh.jobs import Job, Snapshot
 from ditmesh.rpc_status import from_rpc_error, from_status_bytes
@@ -48,6 +49,20 @@ def idle_afterwards(node: Node) -> Iterator[None]:
     yield
     node.before.clear()
     node.servicer._torch_thread.submit(lambda: None).result(timeout=20)
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once a run of this test has been told to stop."""
+    told = threading.Event()
+
+    class Flag(StopFlag):
+        def set(self, reason: pb.StopReason) -> None:
+            super().set(reason)
+            told.set()
+
+    monkeypatch.setattr("ditmesh.executor.session.StopFlag", Flag)
+    return told
 
 
 def until(condition: Callable[[], Any]) -> None:
@@ -191,7 +206,7 @@ def test_a_preview_of_any_size_fits_in_a_message() -> None:
     assert list(picture.spec.shape)[::3] == [2, 3]
 
 
-def test_a_stop_ends_the_run_within_a_step(node: Node) -> None:
+def test_a_stop_ends_the_run_within_a_step(node: Node, stopped: threading.Event) -> None:
     """With its reason; the states up to there are sent, and no result."""
     stream = Stream(node.stub)
     stream.prepare(golden_job())
@@ -202,7 +217,7 @@ def test_a_stop_ends_the_run_within_a_step(node: Node) -> None:
     def stop(step: int) -> None:
         if step == 2:
             stream.send(stop=pb.StopRun(reason=pb.STOP_REASON_CANCELLED))
-            time.sleep(0.2)
+            assert stopped.wait(20)
             go.release(20)
 
     ran = stream.follow(stop)
@@ -221,7 +236,9 @@ def test_a_deadline_ends_the_run_by_itself(node: Node) -> None:
     assert len(ran.states) < 8
 
 
-def test_states_that_come_too_fast_stay_here_until_they_are_wanted(node: Node) -> None:
+def test_states_that_come_too_fast_stay_here_until_they_are_wanted(
+    node: Node, stopped: threading.Event
+) -> None:
     """Every step is told; the state comes when the run is stopped, and goes on to the same bits."""
     limits = node.servicer._limits
     node.servicer._limits = replace(limits, state_every_s=60.0)
@@ -234,7 +251,7 @@ def test_states_that_come_too_fast_stay_here_until_they_are_wanted(node: Node) -
         until(lambda: go._value == 0)
         stream.send(stop=pb.StopRun(reason=pb.STOP_REASON_PREEMPTED))
         until(lambda: node.servicer._keeper.newest("job").state.step == 5)
-        time.sleep(0.2)
+        assert stopped.wait(20)
         go.release(20)
         part = stream.follow()
         stream.end()
@@ -266,7 +283,9 @@ def test_a_run_that_is_never_started_computes_nothing(node: Node, how: str) -> N
     assert node.run(golden_job()).result is not None
 
 
-def test_a_stream_that_breaks_ends_the_run_within_a_step(node: Node) -> None:
+def test_a_stream_that_breaks_ends_the_run_within_a_step(
+    node: Node, stopped: threading.Event
+) -> None:
     """It does not go on unseen."""
     passes: list[int] = []
     go = threading.Semaphore(2)
@@ -276,7 +295,7 @@ def test_a_stream_that_breaks_ends_the_run_within_a_step(node: Node) -> None:
     stream.send(start=pb.StartRun())
     until(lambda: len(passes) == 3)
     stream.call.cancel()
-    time.sleep(0.2)
+    assert stopped.wait(20)
     go.release(20)
     node.servicer._torch_thread.submit(lambda: None).result(timeout=20)
     assert len(passes) <= 4
