@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 
 from bench import synthetic
 from ditmesh.client import Conditioning
+from ditmesh.models import family as models
 from ditmesh.models.info import inspect
+from ditmesh.models.model import LocalModel
 from ditmesh.models.registry import family
 from ditmesh.sampling import job_sigmas
 from ditmesh.tensors import as_wire
@@ -107,6 +110,19 @@ def demo_case(folder: Path, *, steps: int = STEPS) -> Case:
         guidance=info.guidance_embeds,
         stored=_store(folder / "demo.npz", conditioning),
     )
+
+
+def reference(case: Case, seed: int) -> np.ndarray:
+    """The demo model's latent for a case by Euler's method, in this process and in fp32."""
+    model = LocalModel.load(inspect(DEMO_MODEL), device="cpu", dtype=torch.float32)
+    stored = np.load(case.stored)
+    text, pooled = torch.from_numpy(stored["text"]), torch.from_numpy(stored["pooled"])
+    branch = models.Conditioning(text, pooled)
+    x = torch.randn(case.shape, generator=torch.Generator().manual_seed(seed))
+    for sigma, sigma_next in itertools.pairwise(case.sigmas):
+        (denoised,) = model.evaluate(x, sigma, [branch])
+        x = x + (x - denoised) / sigma * (sigma_next - sigma)
+    return x.numpy()
 
 
 def write_models(folder: Path, step_ms: tuple[int, ...]) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -25,8 +27,23 @@ _MOST_RELAYS = 1.2
 
 
 def run(options: Options) -> SuiteResult:
-    """Measure."""
-    folder = options.folder
+    """Measure, with as many ranks as leave cores to the service, and with all that are wanted."""
+    fewer = max((os.cpu_count() or 1) // 2, 1)
+    whole = SuiteResult()
+    for ranks in sorted({min(fewer, options.ranks), options.ranks}):
+        folder = options.folder / f"{ranks}-ranks"
+        folder.mkdir()
+        part = _with_ranks(replace(options, folder=folder, ranks=ranks))
+        whole = SuiteResult(
+            [*whole.comparisons, *part.comparisons],
+            [*whole.tables, *part.tables],
+            [*whole.goals, *part.goals],
+        )
+    return whole
+
+
+def _with_ranks(options: Options) -> SuiteResult:
+    folder, of = options.folder, f"{options.ranks} rank{'s' * (options.ranks > 1)}"
     step_ms = (0, 60) if options.quick else _STEP_MS
     models = jobs.write_models(folder, step_ms)
     preload = [jobs.DEMO_MODEL.name]
@@ -40,14 +57,14 @@ def run(options: Options) -> SuiteResult:
         comparisons, goals = [], []
         for ms in step_ms:
             case = jobs.synthetic_case(folder, ms)
-            comparison = bench.compare(case, f"{case.steps} steps of {ms} ms", options)
+            comparison = bench.compare(case, f"{of}, {case.steps} steps of {ms} ms", options)
             comparisons.append(comparison)
             goals += _goals(comparison, ms)
         demo = jobs.demo_case(folder)
-        title = f"pixel-portraits, {demo.steps} steps"
+        title = f"{of}, pixel-portraits, {demo.steps} steps"
         comparisons.append(bench.compare(demo, title, options))
-        fresh, goal = bench.fresh(jobs.synthetic_case(folder, 0), options)
-        agreement = bench.agreement(demo, folder)
+        fresh, goal = bench.fresh(jobs.synthetic_case(folder, 0), of, options)
+        agreement = bench.agreement(demo, of, folder)
     return SuiteResult([*comparisons, fresh], [agreement], [*goals, goal])
 
 
@@ -67,7 +84,7 @@ class _Bench:
         series = alternate(contestants, rounds)
         return Comparison(title, "ms a job", series, baseline=_BARE)
 
-    def fresh(self, case: Case, options: Options) -> tuple[Comparison, Goal]:
+    def fresh(self, case: Case, of: str, options: Options) -> tuple[Comparison, Goal]:
         """The same job with a text that the cluster has not seen, and what its bytes cost alone."""
         nbytes = sum(tensor.spec.nbytes for tensor in case.conditioning.wire.values())
         payload = bytes(nbytes)
@@ -87,23 +104,31 @@ class _Bench:
             _DITMESH: self._cached(case),
             _FRESH: fresh,
         }
-        title = f"fresh conditioning of {nbytes / 2**20:.1f} MiB, {case.steps} steps of 0 ms"
+        title = f"{of}, fresh conditioning of {nbytes / 2**20:.1f} MiB, {case.steps} steps of 0 ms"
         series = alternate(contestants, options.rounds(21, 5))
         comparison = Comparison(title, "ms a job", series, baseline=_DITMESH)
         added = comparison.difference(_FRESH) / median(series[_RELAY])
-        return comparison, Goal("fresh conditioning, over a raw relay", added, _MOST_RELAYS, "x")
+        return comparison, Goal(
+            f"{of}: fresh conditioning, over a raw relay", added, _MOST_RELAYS, "x"
+        )
 
-    def agreement(self, case: Case, folder: Path) -> Table:
-        """Whether both made the same picture: bf16, and two attention paths."""
+    def agreement(self, case: Case, of: str, folder: Path) -> Table:
+        """Whether both made the same picture, in bf16, and what bf16 alone changes."""
         saved = folder / "bare.npy"
         self._bare.run(case.bare_job(7, save=saved))
         theirs = np.load(saved)
         ours = self._client.sample(**case.client_job(7)).latent
-        difference = float(np.sqrt(((ours - theirs) ** 2).mean() / (theirs**2).mean()))
-        rows = [["pixel-portraits", f"{100 * difference:.2f} %"]]
-        return Table(
-            "Difference of the two latents, rms, both in bf16", ["job", "difference"], rows
-        )
+        exact = jobs.reference(case, 7)
+        rows: list[list[str | float]] = [
+            [f"{first}, {second}", f"{100 * _difference(a, b):.2f} %"]
+            for first, second, a, b in (
+                (_DITMESH, "one process in fp32", ours, exact),
+                (_BARE, "one process in fp32", theirs, exact),
+                (_DITMESH, _BARE, ours, theirs),
+            )
+        ]
+        title = f"{of} in bf16, rms difference of pixel-portraits' latents"
+        return Table(title, ["between", "difference"], rows)
 
     def _cached(self, case: Case) -> Contestant:
         return timed(lambda: self._client.sample(**case.client_job(self._next_seed())))
@@ -111,6 +136,10 @@ class _Bench:
     def _next_seed(self) -> int:
         self._seed += 1
         return self._seed
+
+
+def _difference(latent: np.ndarray, other: np.ndarray) -> float:
+    return float(np.sqrt(((latent - other) ** 2).mean() / (other**2).mean()))
 
 
 def _goals(comparison: Comparison, step_ms: int) -> list[Goal]:
