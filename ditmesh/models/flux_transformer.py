@@ -46,7 +46,20 @@ class FluxTransformer(FluxTransformer2DModel):  # type: ignore[misc]  # diffuser
             embedded.append(guidance.to(image.dtype) * TIME_SCALE)
         temb = self.time_text_embed(*embedded, pooled_projections)
         rotary = self.pos_embed(torch.cat((txt_ids, img_ids)))
-        for block in (*self.transformer_blocks, *self.single_transformer_blocks):
+        # The first block of a kind gets its inputs in memory laid out as the others get theirs:
+        # tensors of their own, then parts of one. Else a compiler makes two versions of each kind.
+        text, image = text.clone(), image.clone()
+        for block in self.transformer_blocks:
+            text, image = block(
+                hidden_states=image,
+                encoder_hidden_states=text,
+                temb=temb,
+                image_rotary_emb=rotary,
+            )
+        length = text.shape[1]
+        joint = torch.cat((text, image), dim=1)
+        text, image = joint[:, :length], joint[:, length:]
+        for block in self.single_transformer_blocks:
             text, image = block(
                 hidden_states=image,
                 encoder_hidden_states=text,

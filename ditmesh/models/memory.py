@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ditmesh.models.flux_checkpoint import diffusers_shapes
 from ditmesh.models.info import ModelInfo
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -19,9 +20,29 @@ RING_WIDTHS = 6
 """What ring attention needs on top, beside keys and values of the whole ring (2 widths a rank)."""
 
 
-def weights_bytes(info: ModelInfo, dtype: str) -> int:
-    """The transformer's weights in `dtype`; each rank of a mesh holds all of them."""
-    return info.num_parameters * DTYPE_BYTES[dtype]
+def weights_bytes(info: ModelInfo, dtype: str, *, fp8_weights: bool = False) -> int:
+    """The transformer's weights in `dtype`; each rank of a mesh holds all of them.
+
+    With `fp8_weights` the linear layers of its blocks take a byte a weight, and `dtype` a row for
+    the scale.
+    """
+    whole = info.num_parameters * DTYPE_BYTES[dtype]
+    if not fp8_weights:
+        return whole
+    saved = sum(
+        rows * (columns * (DTYPE_BYTES[dtype] - 1) - DTYPE_BYTES[dtype])
+        for rows, columns in _block_matrices(info)
+    )
+    return whole - saved
+
+
+def _block_matrices(info: ModelInfo) -> list[tuple[int, int]]:
+    """Rows and columns of every linear layer of the repeated blocks."""
+    return [
+        (shape[0], shape[1])
+        for name, shape in diffusers_shapes(info.config).items()
+        if "transformer_blocks." in name and len(shape) == 2
+    ]
 
 
 def activations_bytes(
@@ -56,12 +77,16 @@ def memory_bytes(
     text_tokens: int = 512,
     ulysses: int = 1,
     ring: int = 1,
+    fp8_weights: bool = False,
 ) -> int:
     """Weights and activations together; the defaults are one 1024x1024 image.
 
-    An estimate for budgeting: it was 5 to 30 % above what torch allocated on the CPU.
+    An estimate for budgeting: it was 5 to 30 % above what torch allocated on the CPU. A layer whose
+    weights are in eight bits needs them in `dtype` while it runs: the largest is counted.
     """
-    return weights_bytes(info, dtype) + activations_bytes(
+    widened = max(rows * columns for rows, columns in _block_matrices(info)) * DTYPE_BYTES[dtype]
+    weights = weights_bytes(info, dtype, fp8_weights=fp8_weights) + widened * fp8_weights
+    return weights + activations_bytes(
         info,
         dtype,
         batch=batch,

@@ -3,6 +3,9 @@
 A patch names a weight as the family's single file does; the module holds diffusers' parameters,
 each of which is rows of one or more of those weights. Merging works in fp32, a parameter at a
 time, and rounds once; the originals are read from the model's files again when the patches go.
+
+Weights in eight bits are merged from their originals too, and dithered: the change of a LoRA is
+mostly smaller than the distance of two values in eight bits, and would be rounded away.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from ditmesh.errors import InvalidRequest, InvalidTensor
 from ditmesh.models.flux_checkpoint import Source, diffusers_shapes, single_file_sources
 from ditmesh.models.flux_checkpoint import stored_shapes as shapes_of_stored
 from ditmesh.models.info import ModelInfo
+from ditmesh.models.loading import fp8_layer, originals
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,16 +118,30 @@ def affected(patches: Iterable[Patch], info: ModelInfo) -> tuple[str, ...]:
 
 @torch.no_grad()
 def merge(module: nn.Module, info: ModelInfo, patches: Sequence[Patch]) -> None:
-    """Change the parameters of an unpatched module in place. `check` the patches first."""
+    """Change the parameters of an unpatched module in place. `check` the patches first.
+
+    Raises DamagedModel where weights in eight bits need files that are no longer there.
+    """
     by_weight: dict[str, list[Patch]] = defaultdict(list)
     for patch in patches:
         by_weight[patch.weight].append(patch)
     sources = single_file_sources(info.config)
+    in_eight_bits: list[str] = []
     for name in affected(patches, info):
+        if fp8_layer(module, name) is not None:
+            in_eight_bits.append(name)
+            continue
         parameter = module.get_parameter(name)
         merged = parameter.to(torch.float32, copy=True)
         _merge_parameter(merged, sources[name], by_weight)
         parameter.copy_(merged)
+    if in_eight_bits:
+        for name, original in originals(module, info, in_eight_bits):
+            merged = original.to(torch.float32, copy=True)
+            _merge_parameter(merged, sources[name], by_weight)
+            layer = fp8_layer(module, name)
+            assert layer is not None
+            layer.store(merged, dither=True)
 
 
 def _merge_parameter(
