@@ -6,10 +6,13 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ditmesh.security import TlsFiles
 from ditmesh.telemetry import EXPORTERS, TelemetryConfig
 
+ATTENTION = ("auto", "flash", "cudnn", "efficient", "math", "flash2", "flash3", "flash4")
+"""Attention kernels by name."""
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -35,6 +38,40 @@ def add_telemetry(parser: argparse.ArgumentParser, *, metrics: bool = False) -> 
         )
     parser.add_argument(
         "--log-level", default="INFO", choices=LOG_LEVELS, help="default: %(default)s"
+    )
+
+
+def add_execution(parser: argparse.ArgumentParser) -> None:
+    """Options for how ranks run a transformer."""
+    group = parser.add_argument_group("execution")
+    group.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        help="of the weights (default: bf16 on cuda, fp32 on cpu)",
+    )
+    switch: dict[str, Any] = {
+        "nargs": "?",
+        "const": True,
+        "default": False,
+        "type": on_or_off,
+        "metavar": "on|off",
+    }
+    group.add_argument(
+        "--fp8-weights",
+        **switch,
+        help="keep most weights in 8 bits, half of bf16's memory; they are computed in --dtype",
+    )
+    group.add_argument(
+        "--compile",
+        **switch,
+        help="compile the transformer when it is loaded: a minute or so then, faster steps after; "
+        "other picture sizes, texts and batches compile nothing",
+    )
+    group.add_argument(
+        "--attention",
+        choices=ATTENTION,
+        default="auto",
+        help="kernel; flash2 to flash4 need the package of that version (default: torch's choice)",
     )
 
 
@@ -92,6 +129,13 @@ def bounded(kind: type[int] | type[float], low: float, high: float) -> Callable[
         return value
 
     return parse
+
+
+def on_or_off(text: str) -> bool:
+    """An argparse type: a switch, for those who set options from variables."""
+    if text not in ("on", "off"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither on nor off")
+    return text == "on"
 
 
 def port_number(text: str) -> int:

@@ -13,6 +13,7 @@ from ditmesh.executor.server import ExecutorConfig
 from ditmesh.executor.servicer import ServicerLimits
 from ditmesh.models.info import scan
 from ditmesh.options import (
+    add_execution,
     add_security,
     add_telemetry,
     bounded,
@@ -21,6 +22,7 @@ from ditmesh.options import (
     tls_files,
 )
 from ditmesh.supervisor import ChildSpec, Supervisor, tell
+from gpu_node.execution import Execution
 
 PRELOAD = ("gpu_node.app:preload_cpu",)
 """What a supervisor does before it forks CPU ranks."""
@@ -50,11 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("cpu", "cuda"), default="cuda", help="default: %(default)s"
     )
     parser.add_argument(
-        "--dtype",
-        choices=("fp32", "bf16", "fp16"),
-        help="of the weights (default: bf16 on cuda, fp32 on cpu)",
-    )
-    parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
     )
     parser.add_argument(
@@ -80,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=10.0,
         help="seconds for the work in hand after SIGTERM (default: %(default)s)",
     )
+    add_execution(parser)
     add_security(parser, "the coordinator")
     parser.add_argument(
         "--coordinator-name",
@@ -90,12 +88,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_telemetry(parser)
 
 
+def execution(args: argparse.Namespace) -> Execution:
+    """How the ranks run their transformers."""
+    return Execution(
+        dtype=args.dtype or ("bf16" if args.device == "cuda" else "fp32"),
+        fp8_weights=args.fp8_weights,
+        attention=args.attention,
+        compile=args.compile,
+    )
+
+
+def problem(args: argparse.Namespace) -> str:
+    """Why ranks with these options could not run, in words for the user; empty if they can."""
+    return execution(args).problem(args.device)
+
+
 def children(args: argparse.Namespace, folder: Path) -> list[ChildSpec]:
     """One child for each rank, and one for the health of all. `folder` holds their sockets."""
     from gpu_node.health import HealthConfig
     from gpu_node.node import NodeConfig
 
-    dtype = args.dtype or ("bf16" if args.device == "cuda" else "fp32")
     probes = [f"unix:{folder / f'rank{i}.health'}" for i in range(args.ranks)]
     specs = []
     for i in range(args.ranks):
@@ -103,7 +115,7 @@ def children(args: argparse.Namespace, folder: Path) -> list[ChildSpec]:
         config = NodeConfig(
             models=args.models,
             device=f"cuda:{i}" if args.device == "cuda" else "cpu",
-            dtype=dtype,
+            execution=execution(args),
             interface=args.interface,
             max_loaded=args.max_loaded,
             executor=ExecutorConfig(
@@ -138,6 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         scan(args.models).check_start()
     except DitmeshError as error:
         print(f"error: --models: {error}", file=sys.stderr)
+        return 2
+    wrong = problem(args)
+    if wrong:
+        print(f"error: {wrong}", file=sys.stderr)
         return 2
     on_cpu = args.device == "cpu"
     with tempfile.TemporaryDirectory(prefix="ditmesh-") as folder:

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import torch
 
+from ditmesh.errors import InvalidRequest
 from ditmesh.executor.device import torch_dtype
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.models import ModelCache
 from ditmesh.executor.server import ExecutorConfig, serve
 from ditmesh.models.info import ModelInfo
 from gpu_node.engine import GroupEngine
+from gpu_node.execution import Execution
 from gpu_node.parallel import runtime
 from gpu_node.parallel.model import load_transformer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,7 @@ class NodeConfig:
     models: Path
     device: str
     """"cpu" or "cuda:0"."""
-    dtype: str
-    """Of the weights in memory: fp32, bf16 or fp16."""
+    execution: Execution
     interface: str
     max_loaded: int
     executor: ExecutorConfig
@@ -39,10 +42,16 @@ def run(config: NodeConfig) -> int:
         level=config.log_level, format=f"%(asctime)s node {config.executor.listen} %(message)s"
     )
     device = torch.device(config.device)
+    dtype = torch_dtype(config.execution.dtype)
     runtime.prepare(device.type)
+    try:
+        runtime.check(config.execution, device, dtype)
+    except InvalidRequest as error:
+        log.critical("%s", error)
+        return 2
 
     def load(info: ModelInfo) -> torch.nn.Module:
-        return load_transformer(info, device=device, dtype=torch_dtype(config.dtype))
+        return load_transformer(info, device=device, dtype=dtype, execution=config.execution)
 
     def make_engine() -> tuple[Engine, torch.device]:
         cache = ModelCache(config.models, load, max_loaded=config.max_loaded)

@@ -31,6 +31,9 @@ class LocalCluster:
     nodes: int = 8
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: str | None = None
+    fp8_weights: bool = False
+    compile: bool = False
+    attention: str = "auto"
     port: int = 50050
     node_port: int = 50061
     mesh: str = "auto"
@@ -66,6 +69,11 @@ class LocalCluster:
         if not self.nodes and not self.local:
             raise UsageError("no nodes and no local sampler: nothing could run a job")
         find_service("coordinator.meshes").MeshPlan(self.nodes, self.mesh, self.cfg_split)
+        if self.nodes:
+            node = find_service("gpu_node.app")
+            problem = node.problem(_parsed(node, self._node_options()))
+            if problem:
+                raise UsageError(problem)
         for address in (self.address, *self.node_addresses):
             _check_port(int(address.rpartition(":")[2]))
 
@@ -99,6 +107,11 @@ class LocalCluster:
         options += ["--grace", str(GRACE_S)]
         if self.dtype is not None:
             options += ["--dtype", self.dtype]
+        if self.fp8_weights:
+            options.append("--fp8-weights")
+        if self.compile:
+            options.append("--compile")
+        options += ["--attention", self.attention]
         return options + self._shared_options()
 
     def _shared_options(self) -> list[str]:

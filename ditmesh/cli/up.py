@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ditmesh.cli.processes import GRACE_S, LocalCluster
-from ditmesh.options import LOG_LEVELS, bounded, port_number
+from ditmesh.options import LOG_LEVELS, add_execution, bounded, port_number
 from ditmesh.supervisor import ChildEvent, ChildSpec, Supervisor, tell
 
 HELP = "run a cluster on this machine"
@@ -52,11 +52,6 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     group.add_argument(
-        "--dtype",
-        choices=("fp32", "bf16", "fp16"),
-        help="of the weights (default: bf16 on cuda, fp32 on cpu)",
-    )
-    group.add_argument(
         "--mesh",
         default="auto",
         metavar="DEGREES",
@@ -74,6 +69,7 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--log-level", choices=LOG_LEVELS, default="WARNING", help="default: %(default)s"
     )
+    add_execution(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
         nodes=args.nodes,
         device=args.device,
         dtype=args.dtype,
+        fp8_weights=args.fp8_weights,
+        compile=args.compile,
+        attention=args.attention,
         port=args.port,
         node_port=args.node_port,
         mesh=args.mesh,

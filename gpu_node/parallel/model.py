@@ -18,7 +18,8 @@ from ditmesh.models.info import ModelInfo
 from ditmesh.models.loading import load
 from ditmesh.models.model import place
 from ditmesh.models.registry import family
-from gpu_node.parallel.runtime import transformer_class
+from gpu_node.execution import Execution
+from gpu_node.parallel.runtime import make_ready, transformer_class
 
 if TYPE_CHECKING:
     from gpu_node.parallel.group import Group
@@ -84,12 +85,28 @@ class MeshModel:
 
 
 def load_transformer(
-    info: ModelInfo, *, device: torch.device | str, dtype: torch.dtype
+    info: ModelInfo,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    execution: Execution | None = None,
 ) -> nn.Module:
-    """The transformer of `info` for several ranks, on this rank's device.
+    """The transformer of `info` for several ranks, on this rank's device, ready to be run.
+
+    `execution` says how it is to run, but for `dtype`; without it, in torch's own ways.
 
     Raises:
         DamagedModel: as `loading.load`.
         InvalidMesh: the model's family runs on one rank only.
+        InvalidRequest: the attention kernel does not run here.
+        ExecutorFailed: the blocks cannot be compiled here.
     """
-    return load(info, device=device, dtype=dtype, transformer_class=transformer_class(info.family))
+    execution = execution or Execution()
+    transformer = load(
+        info,
+        device=device,
+        dtype=dtype,
+        transformer_class=transformer_class(info.family),
+        fp8_weights=execution.fp8_weights,
+    )
+    return make_ready(transformer, execution)

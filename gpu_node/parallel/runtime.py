@@ -19,13 +19,14 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from ditmesh import rendezvous
 from ditmesh.errors import GroupLost, InternalError, InvalidMesh
 from ditmesh.mesh import MeshSpec
+from gpu_node.execution import Execution
 from gpu_node.parallel.torch_groups import first_line
 from gpu_node.parallel.xfuser_setup import prepare, require_prepared
 
 if TYPE_CHECKING:
     from gpu_node.parallel.group import Group
 
-__all__ = ["Group", "abort", "join", "prepare", "transformer_class"]
+__all__ = ["Group", "abort", "check", "join", "make_ready", "prepare", "transformer_class"]
 
 LOOPBACK = "lo"
 
@@ -118,3 +119,35 @@ def transformer_class(family: str) -> type[nn.Module]:
     if family not in classes:
         raise InvalidMesh(f"models of family {family!r} run on one rank only", field="mesh")
     return classes[family]
+
+
+def check(execution: Execution, device: torch.device, dtype: torch.dtype) -> None:
+    """Try what `execution` asks of a rank's device, before any model is there.
+
+    Raises:
+        InvalidRequest: the attention kernel does not run on it; says why.
+    """
+    require_prepared()
+    from gpu_node.parallel import attention
+
+    attention.choose(execution.attention, device, dtype)
+
+
+def make_ready(transformer: nn.Module, execution: Execution) -> nn.Module:
+    """A transformer of one of `transformer_class`, to be run as `execution` says.
+
+    Raises:
+        InvalidRequest: as `check`.
+        ExecutorFailed: the blocks cannot be compiled here.
+    """
+    require_prepared()
+    from gpu_node.parallel import attention, compiling
+    from gpu_node.parallel.transformer import ExactFlux
+
+    assert isinstance(transformer, ExactFlux)
+    transformer.kernel = attention.choose(
+        execution.attention, transformer.device, transformer.dtype
+    )
+    if execution.compile:
+        compiling.compile_blocks(transformer)
+    return transformer

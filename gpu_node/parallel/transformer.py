@@ -5,12 +5,17 @@ text that does not divide once per rank. Here both streams are padded evenly (`t
 attention leaves the padded keys out. Where everything divides, nothing is padded, no key is
 selected, and the path is xfuser's own. Import after `xfuser_setup.prepare`.
 
+To a compiler the whole of attention, exchange between ranks included, is one operation of which
+it knows the output's shape: neither another picture size nor another group changes what it has
+compiled, and no group is held by compiled code.
+
 Shapes: B batch, N image tokens, T text tokens, S tokens of one rank, H heads, D head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,7 +23,6 @@ from typing import Any
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from xfuser.core.distributed.attention_backend import ATTENTION_FUNCTION_REGISTRY
 from xfuser.model_executor.layers.usp import USP
 from xfuser.model_executor.models.transformers.transformer_flux import (
@@ -26,13 +30,11 @@ from xfuser.model_executor.models.transformers.transformer_flux import (
 )
 
 from ditmesh.models.flux_transformer import FluxTransformer
-from gpu_node.parallel import xfuser_state
+from gpu_node.parallel import attention, xfuser_state
 from gpu_node.parallel.tokens import TokenLayout
 
 BACKEND = "ditmesh"
 """The name under which xfuser finds `attend`."""
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +70,31 @@ def padding(layout: TokenLayout, device: torch.device) -> Padding:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What attention needs to know of a forward pass, beside its arguments."""
+
+    padding: Padding
+    kernel: attention.Kernel
+
+
+_pass: Pass | None = None
+"""The forward pass that this process is in, as xfuser's state is the process's own."""
+
+
+@contextmanager
+def passing(current: Pass) -> Iterator[None]:
+    """Have `share` work for a forward pass inside the block."""
+    global _pass
+    before, _pass = _pass, current
+    try:
+        yield
+    finally:
+        _pass = before
+
+
 class FluxAttention:
     """Joint attention of a Flux block over all ranks; diffusers calls it a processor."""
-
-    def __init__(self) -> None:
-        self.padding: Padding | None = None
-        """The current forward pass's."""
 
     def __call__(
         self,
@@ -93,29 +114,43 @@ class FluxAttention:
             value = torch.cat((text_value, value), dim=1)
         query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
         key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
-        joined_BSHD = self._attend(query, key, value)
-        joined = joined_BSHD.flatten(2, 3).to(query.dtype)
+        attended = share_compiled if torch.compiler.is_compiling() else share
+        joined = attended(query, key, value).flatten(2, 3)
         if encoder_hidden_states is None:
             return joined
         text_length = encoder_hidden_states.shape[1]
         text, image = joined[:, :text_length], joined[:, text_length:]
         return attn.to_out[1](attn.to_out[0](image)), attn.to_add_out(text)
 
-    def _attend(self, query_BSHD: Tensor, key_BSHD: Tensor, value_BSHD: Tensor) -> Tensor:
-        assert self.padding is not None
-        sequence = xfuser_state.current()
-        out_BHSD: Tensor = USP(
-            query_BSHD.transpose(1, 2),
-            key_BSHD.transpose(1, 2),
-            value_BSHD.transpose(1, 2),
-            combine_qkv_a2a=True,
-            backend=BACKEND,
-            attention_kwargs={
-                "valid_keys": self.padding.ring_blocks(sequence.ring_rank),
-                "merged": sequence.ring_world_size > 1,
-            },
-        )
-        return out_BHSD.transpose(1, 2)
+
+def share(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of one rank's tokens to all ranks' tokens, each [B,S,H,D]; contiguous."""
+    assert _pass is not None
+    sequence = xfuser_state.current()
+    out_BHSD: Tensor = USP(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        combine_qkv_a2a=True,
+        backend=BACKEND,
+        attention_kwargs={
+            "kernel": _pass.kernel,
+            "valid_keys": _pass.padding.ring_blocks(sequence.ring_rank),
+            "merged": sequence.ring_world_size > 1,
+        },
+    )
+    return out_BHSD.transpose(1, 2).to(query.dtype).contiguous()
+
+
+share_compiled = torch.library.custom_op(
+    "ditmesh::share_attention",
+    share,
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value) -> Tensor",
+)
+share_compiled.register_fake(
+    lambda query, key, value: torch.empty_like(query, memory_format=torch.contiguous_format)
+)
 
 
 def _project(attn: Any, tokens: Tensor, prefix: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,24 +181,8 @@ def attend(
     valid = next(attention_kwargs["valid_keys"])
     if valid is not None:
         key, value = key.index_select(2, valid), value.index_select(2, valid)
+    kernel: attention.Kernel = attention_kwargs["kernel"]
     return kernel(query, key, value, with_lse=attention_kwargs["merged"])
-
-
-def kernel(
-    query: Tensor, key: Tensor, value: Tensor, *, with_lse: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Softmax attention on this rank's device, with its log-sum-exp if asked."""
-    if not with_lse:
-        return scaled_dot_product_attention(query, key, value), None
-    if query.device.type == "cpu":
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
-    elif query.dtype in (torch.float16, torch.bfloat16):
-        out, lse, *_ = aten._scaled_dot_product_flash_attention(query, key, value)
-    else:
-        # The flash kernel takes no fp32; this one pads its log-sum-exp to a multiple of 32.
-        out, lse, *_ = aten._scaled_dot_product_efficient_attention(query, key, value, None, True)
-        lse = lse[..., : query.shape[2]]
-    return out, lse
 
 
 ATTENTION_FUNCTION_REGISTRY[BACKEND] = attend
@@ -179,9 +198,12 @@ class ExactFlux(xFuserFlux1Transformer2DWrapper, FluxTransformer):  # type: igno
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
-        self._attention = FluxAttention()
+        self.kernel: attention.Kernel = attention.auto
+        self.compiled = False
+        """Whether all that it will compile is compiled; see `compiling`."""
+        processor = FluxAttention()
         for block in (*self.transformer_blocks, *self.single_transformer_blocks):
-            block.attn.processor = self._attention
+            block.attn.processor = processor
 
     def forward(
         self,
@@ -216,8 +238,7 @@ class ExactFlux(xFuserFlux1Transformer2DWrapper, FluxTransformer):  # type: igno
         pads = padding(layout, hidden_states.device)
         text_length = layout.text_padded * layout.parts
         image_length = layout.image_padded * layout.parts
-        self._attention.padding = pads
-        try:
+        with passing(Pass(pads, self.kernel)), self._compiler():
             (output,) = super().forward(
                 _spread(hidden_states, pads.image, image_length, 1),
                 _spread(encoder_hidden_states, pads.text, text_length, 1),
@@ -227,9 +248,16 @@ class ExactFlux(xFuserFlux1Transformer2DWrapper, FluxTransformer):  # type: igno
                 txt_ids=_spread(txt_ids, pads.text, text_length, 0),
                 guidance=guidance,
             )
-        finally:
-            self._attention.padding = None
         return (output if pads.image is None else output.index_select(1, pads.image),)
+
+    def _compiler(self) -> AbstractContextManager[Any]:
+        """What compiled code does not cover, a single token say, runs as it is: nothing compiles
+        in a job, where other ranks wait.
+        """
+        if not self.compiled:
+            return nullcontext()
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("eager_on_recompile")
+        return stance
 
 
 def _spread(tokens: Tensor, positions: Tensor | None, length: int, dim: int) -> Tensor:

@@ -64,6 +64,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}")
     for name in ("grace", "log-level", "exporter", "trace-file", "local-models", "preload"):
         parser.add_argument(f"--{name}")
+    parser.add_argument("--attention")
 
 
 def _service(name: str) -> SimpleNamespace:
@@ -79,7 +80,11 @@ def _service(name: str) -> SimpleNamespace:
         ]
 
     return SimpleNamespace(
-        add_arguments=_arguments, children=children, PRELOAD=("tests.client.fake",), __name__=name
+        add_arguments=_arguments,
+        children=children,
+        problem=lambda args: "",
+        PRELOAD=("tests.client.fake",),
+        __name__=name,
     )
 
 

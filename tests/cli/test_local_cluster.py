@@ -171,6 +171,8 @@ def test_impossible_clusters(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "no such folder" in capsys.readouterr().err
     assert main(["up", "--models", str(tmp_path), "--nodes", "0", "--no-local"]) == 2
     assert "nothing could run a job" in capsys.readouterr().err
+    assert main(["up", "--models", str(tmp_path), "--attention", "cudnn"]) == 2
+    assert "--attention cudnn: it is for GPUs" in capsys.readouterr().err
     with pytest.raises(InvalidMesh, match="16"):
         LocalCluster(models=tmp_path, mesh="ulysses=16").check()
 
@@ -189,6 +191,9 @@ def test_options_fit_the_services(tmp_path: Path) -> None:
         models=tmp_path,
         nodes=2,
         dtype="bf16",
+        fp8_weights=True,
+        compile=True,
+        attention="flash",
         mesh="ulysses=2",
         cfg_split=True,
         preload=("flux",),
@@ -203,7 +208,10 @@ def test_options_fit_the_services(tmp_path: Path) -> None:
     assert config.nodes == cluster.node_addresses
     assert config.preload == ("flux",)
     assert config.telemetry.exporters == ("file", "otlp")
-    assert children[3].args.dtype == "bf16"
+    execution = children[3].args.execution
+    assert (execution.dtype, execution.attention) == ("bf16", "flash")
+    assert execution.compile
+    assert execution.fp8_weights
     assert children[3].args.executor.listen == cluster.node_addresses[1]
     on_cuda, _ = LocalCluster(models=tmp_path, nodes=1, device="cuda").children(tmp_path)
     assert on_cuda[2].args.device == "cuda:0"
