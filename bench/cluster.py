@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from bench import machine
 from bench.parent import end_with_parent
@@ -48,9 +48,12 @@ class BenchCluster:
         trace_file: Path | None = None,
         calls: Path | None = None,
         device: Literal["cpu", "cuda"] = "cpu",
-        environment: Mapping[str, str] | None = None,
+        execution: Mapping[str, Any] | None = None,
     ) -> None:
-        """`calls`: where rank 0 notes its forward passes, see `synthetic`. Logs go to `folder`."""
+        """`calls`: where rank 0 notes its forward passes, see `synthetic`. Logs go to `folder`.
+
+        `execution`: fields of LocalCluster that say how nodes run a transformer.
+        """
         first = free_ports(nodes + 1)
         self._cluster = LocalCluster(
             models=models,
@@ -62,11 +65,12 @@ class BenchCluster:
             local=local,
             preload=tuple(preload),
             trace_file=trace_file,
+            **(execution or {}),
         )
         self.address = self._cluster.address
         self.node_addresses = self._cluster.node_addresses
         self._log = folder / f"cluster-{first}.log"
-        self._environment = {**(environment or {})}
+        self._environment: dict[str, str] = {}
         if calls is not None:
             self._environment[CALLS_VARIABLE] = str(calls)
         self.process: subprocess.Popen[bytes] | None = None

@@ -1,20 +1,15 @@
-"""Models with Flux's dimensions and random weights, for measuring; no file of weights is read."""
+"""Models with Flux's dimensions and random weights, for measuring."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from torch import nn
 
 from ditmesh.models.flux_checkpoint import FluxConfig, diffusers_shapes
 from ditmesh.models.loading import diffusers_arguments
-
-PREFIX = "random-"
-COMPILE_VARIABLE = "DITMESH_BENCH_COMPILE"
-"""Set to have a node compile the blocks of such a model."""
 
 FLUX_DEV = FluxConfig(
     latent_channels=16,
@@ -32,31 +27,12 @@ FLUX_DEV = FluxConfig(
 _ITEM_BYTES = 2
 
 
-def random_transformer(
-    cls: type[nn.Module], config: FluxConfig, device: torch.device, dtype: torch.dtype
-) -> nn.Module:
-    """A transformer whose weights are as torch initialises them. `cls`: as diffusers' own."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        torch.manual_seed(0)
-        with torch.device(device):
-            module = cls(**diffusers_arguments(config))
-    finally:
-        torch.set_default_dtype(before)
-    return module.eval().requires_grad_(False)
+def write_model(folder: Path, config: FluxConfig, device: torch.device | None = None) -> None:
+    """A model folder that has the dimensions, its weights in bf16.
 
-
-def compile_blocks(transformer: Any) -> None:
-    """Compile each block, for any size: one compilation serves all blocks of a kind."""
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-        block.compile(dynamic=True)
-
-
-def write_model(folder: Path, config: FluxConfig) -> None:
-    """A model folder that has the dimensions, and for weights a file with holes in it.
-
-    It takes no room on the disk; whoever reads the weights gets zeros.
+    With a `device`, which draws them, weights are random, as large as torch makes new ones.
+    Without, the file has holes in their place: it takes no room on the disk, and whoever reads
+    the weights gets zeros.
     """
     folder.mkdir(parents=True)
     arguments = {**diffusers_arguments(config), "_class_name": "FluxTransformer2DModel"}
@@ -70,4 +46,19 @@ def write_model(folder: Path, config: FluxConfig) -> None:
     words += b" " * (-len(words) % 8)
     with (folder / "diffusion_pytorch_model.safetensors").open("wb") as file:
         file.write(len(words).to_bytes(8, "little") + words)
+        if device is not None:
+            _write_random(file, config, device)
         file.truncate(8 + len(words) + end)
+
+
+def _write_random(file: BinaryIO, config: FluxConfig, device: torch.device) -> None:
+    generator = torch.Generator(device).manual_seed(0)
+    for name, shape in diffusers_shapes(config).items():
+        if name.endswith(".bias"):
+            value = torch.zeros(shape)
+        elif len(shape) == 1:
+            value = torch.ones(shape)  # of a norm
+        else:
+            value = torch.randn(shape, device=device, generator=generator)
+            value /= (3 * shape[1]) ** 0.5
+        file.write(value.to(torch.bfloat16).cpu().view(torch.uint8).numpy().tobytes())

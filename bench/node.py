@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import torch
 
-from bench import flux_shaped, synthetic
+from bench import synthetic
 from ditmesh.executor.device import torch_dtype
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.models import ModelCache
@@ -28,16 +27,13 @@ def run(config: NodeConfig) -> int:
     )
     device = torch.device(config.device)
     runtime.prepare(device.type)
-    dtype = torch_dtype(config.dtype)
+    dtype = torch_dtype(config.execution.dtype)
 
     def load(info: ModelInfo) -> torch.nn.Module:
         made = synthetic.make(info.name, dtype)
-        if made is None and info.name.startswith(flux_shaped.PREFIX):
-            cls = runtime.transformer_class(info.family)
-            made = flux_shaped.random_transformer(cls, info.config, device, dtype)
-            if os.environ.get(flux_shaped.COMPILE_VARIABLE):
-                flux_shaped.compile_blocks(made)
-        return load_transformer(info, device=device, dtype=dtype) if made is None else made
+        if made is not None:
+            return made
+        return load_transformer(info, device=device, dtype=dtype, execution=config.execution)
 
     def make_engine() -> tuple[Engine, torch.device]:
         cache = ModelCache(config.models, load, max_loaded=_MAX_LOADED)
