@@ -46,8 +46,6 @@ _PREPARE_S = 1800.0
 # for: one that found its stream closed before it began would leave the run out, and take the
 # leader's last word in it for the next.
 _SETTLE_S = 5.0
-# One call of the transformer, which may compile first.
-_CALL_S = 300.0
 
 # A member that ends a stream so is shutting down, cut off, or in another group by now.
 _GONE = (Unavailable, StaleEpoch, JobCancelled)
@@ -171,16 +169,13 @@ class Executor:
             lane = PredictLane(self.members, self.epoch, self.mesh_index, model)
             self._lanes[model.key] = lane
         try:
-            with Share(tensors) as share:
-                await self._together(lane.prepare(call, share), limit_s=_PREPARE_S)
-            answers = await self._together(lane.compute(), limit_s=_CALL_S)
+            answer = await lane.predict(call, tensors, self._together)
         except BaseException:
             # Half a call may be on its way: these streams cannot be used again. When the group was
             # found lost meanwhile, `close` has dropped them already.
             self._lanes.pop(model.key, None)
             lane.close()
             raise
-        answer = answers[0]
         if isinstance(answer, DitmeshError):
             raise answer
         if answer is None:

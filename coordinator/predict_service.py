@@ -110,14 +110,15 @@ class PredictCalls:
         requests: _Requests,
         scope: str,
     ) -> AsyncIterator[pb.PredictResponse]:
-        receiver = self._announced(call.tensors, "call.tensors", scope)
+        receiver = self._announced(call.tensors, "call.tensors", scope, call.unasked)
         cells = self._check(
             call, self._cluster.find_model(opened.model, field="open.model"), receiver.specs
         )
         # The output is as large as x.
         room = self._reserved(_nbytes(receiver) + receiver.specs[call.x].nbytes)
         with room, telemetry.span("predict", call_id=call.call_id, model=opened.model):
-            yield _needed(receiver)
+            if not call.unasked or len(receiver.needed) > call.unasked:
+                yield _needed(receiver, call.unasked)
             tensors = await self._receive(receiver, "call.tensors", requests)
             output, executor, reason = await self._compute(call, tensors, opened, model, cells)
             result = pb.PredictResult(
@@ -131,10 +132,14 @@ class PredictCalls:
                 yield message
 
     def _announced(
-        self, declared: Sequence[tensor_pb2.TensorSpec], field: str, scope: str
+        self,
+        declared: Sequence[tensor_pb2.TensorSpec],
+        field: str,
+        scope: str,
+        unasked: int = 0,
     ) -> Receiver:
         specs = read_specs(declared, field=field, max_bytes=self._limits.request_bytes)
-        return Receiver(specs, field=field, store=self._store, scope=scope)
+        return Receiver(specs, field=field, store=self._store, scope=scope, unasked=unasked)
 
     async def _receive(
         self, receiver: Receiver, field: str, requests: _Requests
@@ -223,5 +228,6 @@ def _nbytes(receiver: Receiver) -> int:
     return sum(spec.nbytes for spec in receiver.specs)
 
 
-def _needed(receiver: Receiver) -> pb.PredictResponse:
-    return pb.PredictResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
+def _needed(receiver: Receiver, unasked: int = 0) -> pb.PredictResponse:
+    needed = tensor_pb2.TensorsNeeded(tensors=receiver.needed[unasked:])
+    return pb.PredictResponse(needed=needed)

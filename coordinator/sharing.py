@@ -1,13 +1,14 @@
-"""A request's tensors for members on this machine: written to memory once, read by each."""
+"""Tensors for members on this machine: written to memory once, read by each."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from coordinator.nodes import NodeLink
+from ditmesh.errors import InternalError
 from ditmesh.shared_memory import MAPPED_FROM_BYTES, Memory, host_id
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import node_pb2
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 
 # More than this is written on a thread: the event loop has streams to serve meanwhile.
 _INLINE_BYTES = 1 << 20
+# Enough for a picture of 1024x1024: its latent, and the model's output.
+_KEPT_BYTES = 4 << 20
 
 
 class Share:
@@ -33,23 +36,15 @@ class Share:
 
     async def offer(self, link: NodeLink, needed: Sequence[int]) -> node_pb2.SharedTensors | None:
         """Where a member finds the tensors that it needs; None: they are to be sent."""
-        host = link.report.host if link.report is not None else ""
         nbytes = sum(self.tensors[index].spec.nbytes for index in needed)
-        if not host or host != host_id() or nbytes < MAPPED_FROM_BYTES:
+        if not _is_here(link) or nbytes < MAPPED_FROM_BYTES:
             return None
         async with self._turn:
             if not self._impossible:
                 await self._fill([index for index in needed if index not in self._offsets])
         if self._impossible or self._memory is None:
             return None
-        return node_pb2.SharedTensors(
-            pid=os.getpid(),
-            fd=self._memory.fd,
-            token=self._memory.token,
-            tensors=[
-                node_pb2.SharedTensor(tensor=index, offset=self._offsets[index]) for index in needed
-            ],
-        )
+        return _places(self._memory, {index: self._offsets[index] for index in needed})
 
     async def _fill(self, missing: Sequence[int]) -> None:
         nbytes = sum(self.tensors[index].spec.nbytes for index in missing)
@@ -79,3 +74,89 @@ class Share:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+class CallMemory:
+    """What is new in each transformer call, and the output that it leads to.
+
+    One call after another uses the same memory: new pages take longer than what is done with them.
+    Tensors with a hash have no place here, because members keep them.
+    """
+
+    def __init__(self) -> None:
+        self._memory: Memory | None = None
+        self._message: node_pb2.CallMemory | None = None
+        self._room = (0, 0)
+
+    async def fill(
+        self, tensors: Sequence[WireTensor], x: int, members: Sequence[NodeLink]
+    ) -> None:
+        """Write a call's own tensors, and leave room for an output as large as its `x`, if there
+        are members to see it. All members must be done with the call before.
+        """
+        self._message = None
+        if not any(map(_is_here, members)):
+            return
+        try:
+            memory = self._memory = self._memory or Memory()
+            memory.rewind()
+            offsets = {}
+            for index, tensor in enumerate(tensors):
+                if not tensor.spec.sha256:
+                    offsets[index] = await self._add(memory, tensor)
+            nbytes = tensors[x].spec.nbytes
+            self._room = memory.leave_room(nbytes), nbytes
+        except OSError as error:
+            log.warning("a call's tensors cannot be shared: %s", error)
+            self.close()
+        else:
+            places = _places(memory, offsets)
+            self._message = node_pb2.CallMemory(tensors=places, output=self._room[0])
+
+    def seen_by(self, link: NodeLink) -> node_pb2.CallMemory | None:
+        """Where a member finds it; None: there is nothing for it to find."""
+        return self._message if _is_here(link) else None
+
+    def output(self) -> bytes | memoryview:
+        """What the leader has written."""
+        if self._memory is None:
+            raise InternalError("an output was written to memory that is not there")
+        return self._memory.read(*self._room)
+
+    def rest(self) -> None:
+        """The call is over. Memory of a size that is rare is not kept for the next one."""
+        if self._memory is not None and self._memory.nbytes > _KEPT_BYTES:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        memory, self._memory, self._message = self._memory, None, None
+        if memory is not None:
+            memory.close()
+
+    async def _add(self, memory: Memory, tensor: WireTensor) -> int:
+        """As `Memory.add`, with turns for others on the event loop."""
+        view = memoryview(tensor.data)
+        offset = memory.leave_room(len(view))
+        for at in range(0, len(view), _INLINE_BYTES):
+            if at:
+                await asyncio.sleep(0)
+            memory.write(offset + at, view[at : at + _INLINE_BYTES])
+        return offset
+
+
+def _is_here(link: NodeLink) -> bool:
+    """Whether a member can see this process's memory."""
+    host = link.report.host if link.report is not None else ""
+    return bool(host) and host == host_id()
+
+
+def _places(memory: Memory, offsets: Mapping[int, int]) -> node_pb2.SharedTensors:
+    return node_pb2.SharedTensors(
+        pid=os.getpid(),
+        fd=memory.fd,
+        token=memory.token,
+        tensors=[
+            node_pb2.SharedTensor(tensor=index, offset=offset) for index, offset in offsets.items()
+        ],
+    )

@@ -7,10 +7,11 @@ then sends just those, in that order. The same code serves clients, coordinator 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 
 from ditmesh.content import ContentStore
-from ditmesh.errors import InvalidTensor, LimitExceeded, ProtocolError
+from ditmesh.errors import InvalidRequest, InvalidTensor, LimitExceeded, ProtocolError
 from ditmesh.tensors import TensorSpec, WireTensor, start_hash
 from ditmesh.v1 import tensor_pb2 as pb
 
@@ -42,12 +43,20 @@ def read_specs(
     return specs
 
 
+def count_unhashed(specs: Iterable[TensorSpec]) -> int:
+    """How many tensors at the beginning have no hash: every receiver needs them."""
+    return sum(1 for _ in takewhile(lambda spec: not spec.sha256, specs))
+
+
 class Receiver:
     """Collects the tensors of one table.
 
     With a store, tensors that it holds in `scope` are not asked for, and new ones that have
     a hash are put there once verified. Memory grows with what arrives, not with what was
     declared. Raises InvalidTensor or ProtocolError from `feed`.
+
+    The first `unasked` tensors are sent without being asked for. As their sender cannot know what
+    the store holds, they have no hash: anything else is an InvalidRequest.
     """
 
     def __init__(
@@ -57,7 +66,14 @@ class Receiver:
         field: str,
         store: ContentStore | None = None,
         scope: str = "",
+        unasked: int = 0,
     ) -> None:
+        if unasked > count_unhashed(specs):
+            raise InvalidRequest(
+                f"of {field}, {unasked} were to come unasked; only tensors before the first that "
+                "has a hash can",
+                field=field,
+            )
         self.specs = tuple(specs)
         self._field = field
         self._store = store

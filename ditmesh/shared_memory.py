@@ -11,7 +11,8 @@ import fcntl
 import mmap
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,11 +52,34 @@ class Memory:
         # A file that shrinks kills whoever reads a mapping beyond its end.
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         self._end = 0
-        self._append(self.token)
+        self._append(self.token)  # a page
+
+    @property
+    def nbytes(self) -> int:
+        """How much there is of it, whole pages."""
+        return self._end
 
     def add(self, tensor: WireTensor) -> int:
         """Put a tensor's bytes at the end; returns where. Raises OSError when there is no room."""
         return self._append(tensor.data)
+
+    def leave_room(self, nbytes: int) -> int:
+        """Leave so many bytes at the end for another process to `write`; returns where."""
+        offset = self._end
+        self._end += nbytes + -nbytes % _PAGE
+        return offset
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Fill room that was left. Raises OSError when there is no room in memory."""
+        _write(self.fd, data, offset)
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """A copy of what is there; less of it where nobody has written."""
+        return os.pread(self.fd, nbytes, offset)
+
+    def rewind(self) -> None:
+        """Fill it anew. Nobody may be reading what it holds, nor have it mapped."""
+        self._end = _PAGE
 
     def close(self) -> None:
         """Let go of it. Who has mapped it keeps it."""
@@ -70,40 +94,54 @@ class Memory:
         self.close()
 
     def _append(self, data: bytes | memoryview) -> int:
-        offset = self._end
-        rest = memoryview(data)
-        while rest:
-            written = os.pwrite(self.fd, rest, self._end)
-            rest = rest[written:]
-            self._end += written
-        self._end += -self._end % _PAGE
-        return offset
+        _write(self.fd, data, self._end)
+        return self.leave_room(len(data))
 
 
 def read(
-    pid: int, fd: int, token: bytes, places: Iterable[tuple[int, int]]
+    pid: int, fd: int, token: bytes, places: Iterable[tuple[int, int]], *, copied: bool = False
 ) -> list[bytes | memoryview]:
     """The data at each (offset, length) of another process's memory.
 
-    Large ones are mapped, not copied; they stay readable whatever becomes of that process. Raises
-    OSError when it cannot be opened, or is not the memory that begins with `token`.
+    Large ones are mapped, not copied, unless they are to be `copied`; they stay readable whatever
+    becomes of that process. Raises OSError when it cannot be opened, or is not the memory that
+    begins with `token`.
     """
-    own = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with _opened(pid, fd, token, os.O_RDONLY) as own:
+        size = os.fstat(own).st_size
+        return [_read(own, offset, length, size, copied) for offset, length in places]
+
+
+def write(pid: int, fd: int, token: bytes, offset: int, data: bytes | memoryview) -> None:
+    """Put data where another process has left room for it. Raises OSError as `read`."""
+    with _opened(pid, fd, token, os.O_RDWR) as own:
+        _write(own, data, offset)
+
+
+@contextmanager
+def _opened(pid: int, fd: int, token: bytes, mode: int) -> Iterator[int]:
+    own = os.open(f"/proc/{pid}/fd/{fd}", mode | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         if not fcntl.fcntl(own, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             raise OSError(f"process {pid} can shorten its file {fd}")
         if not token or os.pread(own, len(token), 0) != token:
             raise OSError(f"process {pid} has other memory at {fd}")
-        size = os.fstat(own).st_size
-        return [_read(own, offset, length, size) for offset, length in places]
+        yield own
     finally:
         os.close(own)
 
 
-def _read(fd: int, offset: int, length: int, size: int) -> bytes | memoryview:
+def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(fd, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def _read(fd: int, offset: int, length: int, size: int, copied: bool) -> bytes | memoryview:
     if offset + length > size:
         raise OSError(f"the memory has {size} bytes, not {offset + length}")
-    if length < MAPPED_FROM_BYTES:
+    if copied or length < MAPPED_FROM_BYTES:
         return os.pread(fd, length, offset)
     if offset % _PAGE:
         raise OSError(f"a tensor at byte {offset} is not on a page of its own")

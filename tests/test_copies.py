@@ -147,6 +147,25 @@ def test_shared_memory_is_read_in_place(copies: Count) -> None:
     assert data == tensor.data
 
 
+def test_what_is_new_in_a_call_is_copied_out_of_its_memory_once(copies: Count) -> None:
+    """The next call has the memory again. So it is with the output on its way back."""
+    tensor = wire(LATENT)
+    with Memory() as memory:
+        at = memory.add(tensor)
+        place = os.getpid(), memory.fd, memory.token
+        found, (data,) = copies(
+            lambda: shared_memory.read(*place, [(at, LATENT.nbytes)], copied=True), LATENT.nbytes
+        )
+        assert near(found) == 1
+        assert data == tensor.data
+        room = memory.leave_room(LATENT.nbytes)
+        found, _ = copies(lambda: shared_memory.write(*place, room, tensor.data), LATENT.nbytes)
+        assert near(found) == 0
+        found, data = copies(lambda: memory.read(room, LATENT.nbytes), LATENT.nbytes)
+        assert near(found) == 1
+        assert data == tensor.data
+
+
 def test_a_rank_copies_an_input_to_its_device_once(copies: Count) -> None:
     """However often it is used."""
     tensor = wire(TEXT)

@@ -15,7 +15,7 @@ from ditmesh.client.conversation import check_needed
 from ditmesh.client.job import Fallback, fallback_policy
 from ditmesh.client.weights import WeightPatch, patch_messages
 from ditmesh.errors import DitmeshError, InternalError
-from ditmesh.exchange import Receiver, read_specs
+from ditmesh.exchange import Receiver, count_unhashed, read_specs
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import sampler_pb2 as pb
 
@@ -49,9 +49,9 @@ class PredictOpening:
         self._tensors = table.tensors
         self.done = not target.weight_patches
 
-    def opening(self) -> pb.PredictRequest:
+    def opening(self) -> Iterable[pb.PredictRequest]:
         """The first message."""
-        return pb.PredictRequest(open=self._message)
+        return (pb.PredictRequest(open=self._message),)
 
     def receive(self, response: pb.PredictResponse) -> Iterable[pb.PredictRequest]:
         """Take a message of the server; what to send next. Raises InternalError."""
@@ -80,6 +80,8 @@ class PredictExchange:
             conditioning=conditioning.to_proto(table),
         )
         self._call.tensors.extend(tensor.spec.to_proto() for tensor in table.tensors)
+        # The server asks for these in any case: they are not worth the wait.
+        self._call.unasked = count_unhashed(tensor.spec for tensor in table.tensors)
         self._tensors = table.tensors
         self._receiver: Receiver | None = None
         self.output: npt.NDArray[np.generic] | None = None
@@ -96,9 +98,10 @@ class PredictExchange:
         """Whether the call was answered, one way or the other."""
         return self.output is not None or self.error is not None
 
-    def opening(self) -> pb.PredictRequest:
-        """The call's first message."""
-        return pb.PredictRequest(call=self._call)
+    def opening(self) -> Iterable[pb.PredictRequest]:
+        """The call's first messages."""
+        yield pb.PredictRequest(call=self._call)
+        yield from _sent(self._tensors, range(self._call.unasked))
 
     def receive(self, response: pb.PredictResponse) -> Iterable[pb.PredictRequest]:
         """Take a message of the server; what to send next.
@@ -108,7 +111,9 @@ class PredictExchange:
         """
         kind = response.WhichOneof("message")
         if kind == "needed":
-            return _sent(self._tensors, response.needed.tensors)
+            # An older server asks for what is on its way as well.
+            unasked = self._call.unasked
+            return _sent(self._tensors, [i for i in response.needed.tensors if i >= unasked])
         if kind == "error":
             self._same_call(response.error.call_id)
             self.error = rpc_status.from_status_bytes(response.error.status)

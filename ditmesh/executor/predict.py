@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+import logging
+from collections.abc import Iterator
 from concurrent.futures import Executor as ThreadPool
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from ditmesh import telemetry
+from ditmesh import shared_memory, telemetry
 from ditmesh.chunk_messages import chunk_messages
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, ExecutorFailed, ProtocolError
@@ -21,6 +22,8 @@ from ditmesh.rpc_status import to_status_bytes
 from ditmesh.tensors import WireTensor
 from ditmesh.torch_tensors import from_torch
 from ditmesh.v1 import node_pb2, sampler_pb2, tensor_pb2
+
+log = logging.getLogger(__name__)
 
 _Requests = Iterator[node_pb2.PredictStepRequest]
 _Responses = Iterator[node_pb2.PredictStepResponse]
@@ -63,41 +66,59 @@ class PredictSession:
         opened = first.open
         self._engine.require(opened.epoch, opened.mesh)
         if opened.weight_patches:
-            tensors = yield from self._receive(opened.tensors, "open.tensors", requests)
+            receiving = receive(
+                opened.tensors,
+                requests,
+                field="open.tensors",
+                store=self._store,
+                max_bytes=self._max_bytes,
+            )
+            tensors = yield from asking(receiving, _needed)
             self._patches = patch_set(opened.weight_patches, tensors)
+        failed = False
         for request in requests:
-            if request.WhichOneof("message") != "call":
+            kind = request.WhichOneof("message")
+            if kind == "chunk" and failed:
+                # Of the call that failed: its sender could not know yet.
+                continue
+            if kind != "call":
                 raise ProtocolError("expected a call")
+            failed = False
             try:
                 with _traced(request):
-                    yield from self._answer(request.call, opened, requests)
+                    yield from self._answer(request, opened, requests)
             except ExecutorFailed:
                 raise
             except DitmeshError as error:
+                failed = True
                 failure = sampler_pb2.CallError(
                     call_id=request.call.call_id, status=to_status_bytes(error)
                 )
                 yield node_pb2.PredictStepResponse(error=failure)
 
-    def _receive(
-        self, declared: Sequence[tensor_pb2.TensorSpec], field: str, requests: _Requests
-    ) -> Generator[node_pb2.PredictStepResponse, None, tuple[WireTensor, ...]]:
-        receiving = receive(
-            declared, requests, field=field, store=self._store, max_bytes=self._max_bytes
-        )
-        return (yield from asking(receiving, lambda n: node_pb2.PredictStepResponse(needed=n)))
-
     def _answer(
         self,
-        call: sampler_pb2.PredictCall,
+        request: node_pb2.PredictStepRequest,
         opened: node_pb2.PredictStepOpen,
         requests: _Requests,
     ) -> _Responses:
-        tensors = yield from self._receive(call.tensors, "call.tensors", requests)
-        yield node_pb2.PredictStepResponse(ready=node_pb2.RunReady())
-        request = next(requests, None)
-        if request is None or request.WhichOneof("message") != "start":
-            raise ProtocolError("expected start")
+        call = request.call
+        memory = request.memory if request.HasField("memory") else None
+        receiving = receive(
+            call.tensors,
+            requests,
+            field="call.tensors",
+            store=self._store,
+            max_bytes=self._max_bytes,
+            unasked=call.unasked,
+            memory=memory.tensors if memory is not None else None,
+        )
+        tensors = yield from asking(receiving, _needed)
+        if not request.at_once:
+            yield node_pb2.PredictStepResponse(ready=node_pb2.RunReady())
+            start = next(requests, None)
+            if start is None or start.WhichOneof("message") != "start":
+                raise ProtocolError("expected start")
         future = self._torch_thread.submit(self._compute, call, tensors, opened.model, opened.mesh)
         output = future.result()
         result = sampler_pb2.PredictResult(call_id=call.call_id)
@@ -105,6 +126,10 @@ class PredictSession:
             yield node_pb2.PredictStepResponse(result=result)
             return
         result.output.CopyFrom(output.spec.to_proto())
+        room = tensors[call.x].spec.nbytes
+        if memory is not None and output.spec.nbytes == room and _written(output, memory):
+            yield node_pb2.PredictStepResponse(result=result, written=True)
+            return
         yield node_pb2.PredictStepResponse(result=result)
         yield from chunk_messages(node_pb2.PredictStepResponse, [output], [0])
 
@@ -130,3 +155,18 @@ class PredictSession:
             # A collective that broke, or memory that ran out: another executor may do better.
             raise ExecutorFailed(f"{type(error).__name__}: {error}") from error
         return from_torch(output.to(x.dtype))
+
+
+def _needed(needed: tensor_pb2.TensorsNeeded) -> node_pb2.PredictStepResponse:
+    return node_pb2.PredictStepResponse(needed=needed)
+
+
+def _written(output: WireTensor, memory: node_pb2.CallMemory) -> bool:
+    """Put the output where the call wants it; whether that was possible."""
+    place = memory.tensors
+    try:
+        shared_memory.write(place.pid, place.fd, place.token, memory.output, output.data)
+    except OSError as error:
+        log.warning("shared memory of process %d cannot be written: %s", place.pid, error)
+        return False
+    return True

@@ -38,14 +38,22 @@ def receive(
     field: str,
     store: ContentStore,
     max_bytes: int,
+    unasked: int = 0,
+    memory: node_pb2.SharedTensors | None = None,
 ) -> Generator[tensor_pb2.TensorsNeeded, None, tuple[WireTensor, ...]]:
     """Yields what to ask for, once or, when shared memory cannot be read, again; returns all.
 
-    Raises InvalidTensor, LimitExceeded or ProtocolError.
+    The first `unasked` tensors come by themselves, and those in `memory`, which are copied out of
+    it, are here: then nothing is asked for unless something else lacks. Raises InvalidRequest,
+    InvalidTensor, LimitExceeded or ProtocolError.
     """
     specs = read_specs(declared, field=field, max_bytes=max_bytes)
-    receiver = Receiver(specs, field=field, store=store)
-    yield tensor_pb2.TensorsNeeded(tensors=receiver.needed)
+    receiver = Receiver(specs, field=field, store=store, unasked=unasked)
+    if memory is not None:
+        _read_shared(receiver, memory, copied=True)
+    asked = receiver.missing[unasked:]
+    if asked or not (unasked or memory is not None):
+        yield tensor_pb2.TensorsNeeded(tensors=asked)
     while not receiver.complete:
         request = next(requests, None)
         if request is None:
@@ -76,13 +84,15 @@ def asking(
         yield message(needed)
 
 
-def _read_shared(receiver: Receiver, shared: node_pb2.SharedTensors) -> None:
+def _read_shared(
+    receiver: Receiver, shared: node_pb2.SharedTensors, *, copied: bool = False
+) -> None:
     """Take what can be read; what cannot stays missing."""
     missing = set(receiver.missing)
     wanted = [place for place in shared.tensors if place.tensor in missing]
     places = [(place.offset, receiver.specs[place.tensor].nbytes) for place in wanted]
     try:
-        found = shared_memory.read(shared.pid, shared.fd, shared.token, places)
+        found = shared_memory.read(shared.pid, shared.fd, shared.token, places, copied=copied)
     except OSError as error:
         log.warning("shared memory of process %d cannot be read: %s", shared.pid, error)
         return

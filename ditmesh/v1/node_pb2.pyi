@@ -223,20 +223,32 @@ class FetchStateResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[StateUpdate, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ...) -> None: ...
 
 class PredictStepRequest(_message.Message):
-    __slots__ = ("open", "call", "chunk", "start", "shared", "traceparent")
+    __slots__ = ("open", "call", "chunk", "start", "shared", "traceparent", "memory", "at_once")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     CALL_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    AT_ONCE_FIELD_NUMBER: _ClassVar[int]
     open: PredictStepOpen
     call: _sampler_pb2.PredictCall
     chunk: _tensor_pb2.TensorChunk
     start: StartRun
     shared: SharedTensors
     traceparent: str
-    def __init__(self, open: _Optional[_Union[PredictStepOpen, _Mapping]] = ..., call: _Optional[_Union[_sampler_pb2.PredictCall, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., shared: _Optional[_Union[SharedTensors, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    memory: CallMemory
+    at_once: bool
+    def __init__(self, open: _Optional[_Union[PredictStepOpen, _Mapping]] = ..., call: _Optional[_Union[_sampler_pb2.PredictCall, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., shared: _Optional[_Union[SharedTensors, _Mapping]] = ..., traceparent: _Optional[str] = ..., memory: _Optional[_Union[CallMemory, _Mapping]] = ..., at_once: bool = ...) -> None: ...
+
+class CallMemory(_message.Message):
+    __slots__ = ("tensors", "output")
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    tensors: SharedTensors
+    output: int
+    def __init__(self, tensors: _Optional[_Union[SharedTensors, _Mapping]] = ..., output: _Optional[int] = ...) -> None: ...
 
 class PredictStepOpen(_message.Message):
     __slots__ = ("epoch", "mesh", "model", "weight_patches", "tensors")
@@ -253,15 +265,17 @@ class PredictStepOpen(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., mesh: _Optional[int] = ..., model: _Optional[str] = ..., weight_patches: _Optional[_Iterable[_Union[_job_pb2.WeightPatch, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class PredictStepResponse(_message.Message):
-    __slots__ = ("needed", "ready", "result", "chunk", "error")
+    __slots__ = ("needed", "ready", "result", "chunk", "error", "written")
     NEEDED_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
     needed: _tensor_pb2.TensorsNeeded
     ready: RunReady
     result: _sampler_pb2.PredictResult
     chunk: _tensor_pb2.TensorChunk
     error: _sampler_pb2.CallError
-    def __init__(self, needed: _Optional[_Union[_tensor_pb2.TensorsNeeded, _Mapping]] = ..., ready: _Optional[_Union[RunReady, _Mapping]] = ..., result: _Optional[_Union[_sampler_pb2.PredictResult, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., error: _Optional[_Union[_sampler_pb2.CallError, _Mapping]] = ...) -> None: ...
+    written: bool
+    def __init__(self, needed: _Optional[_Union[_tensor_pb2.TensorsNeeded, _Mapping]] = ..., ready: _Optional[_Union[RunReady, _Mapping]] = ..., result: _Optional[_Union[_sampler_pb2.PredictResult, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., error: _Optional[_Union[_sampler_pb2.CallError, _Mapping]] = ..., written: bool = ...) -> None: ...

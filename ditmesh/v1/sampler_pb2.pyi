@@ -155,18 +155,20 @@ class PredictOpen(_message.Message):
     def __init__(self, model: _Optional[str] = ..., fallback: _Optional[_Union[_job_pb2.FallbackPolicy, str]] = ..., weight_patches: _Optional[_Iterable[_Union[_job_pb2.WeightPatch, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class PredictCall(_message.Message):
-    __slots__ = ("call_id", "tensors", "x", "timestep", "conditioning")
+    __slots__ = ("call_id", "tensors", "x", "timestep", "conditioning", "unasked")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
     TIMESTEP_FIELD_NUMBER: _ClassVar[int]
     CONDITIONING_FIELD_NUMBER: _ClassVar[int]
+    UNASKED_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     tensors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
     x: int
     timestep: _containers.RepeatedScalarFieldContainer[float]
     conditioning: _job_pb2.Conditioning
-    def __init__(self, call_id: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., x: _Optional[int] = ..., timestep: _Optional[_Iterable[float]] = ..., conditioning: _Optional[_Union[_job_pb2.Conditioning, _Mapping]] = ...) -> None: ...
+    unasked: int
+    def __init__(self, call_id: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., x: _Optional[int] = ..., timestep: _Optional[_Iterable[float]] = ..., conditioning: _Optional[_Union[_job_pb2.Conditioning, _Mapping]] = ..., unasked: _Optional[int] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
     __slots__ = ("needed", "result", "chunk", "error")

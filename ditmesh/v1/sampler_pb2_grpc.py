@@ -63,8 +63,9 @@ class SamplerServiceServicer(object):
 
     def Predict(self, request_iterator, context):
         """Single transformer calls, for clients that keep their own sampling loop.
-        Client: open once, then calls, each followed by the chunks that the server
-        asks for. One call at a time is answered, in order.
+        Client: open once, then calls, each followed by the chunks that it sends
+        unasked, and by those that the server asks for. One call at a time is
+        answered, in order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

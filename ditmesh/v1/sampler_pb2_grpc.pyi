@@ -35,8 +35,9 @@ class SamplerServiceStub:
     """
     Predict: grpc.StreamStreamMultiCallable[ditmesh.v1.sampler_pb2.PredictRequest, ditmesh.v1.sampler_pb2.PredictResponse]
     """Single transformer calls, for clients that keep their own sampling loop.
-    Client: open once, then calls, each followed by the chunks that the server
-    asks for. One call at a time is answered, in order.
+    Client: open once, then calls, each followed by the chunks that it sends
+    unasked, and by those that the server asks for. One call at a time is
+    answered, in order.
     """
 
 @typing.type_check_only
@@ -52,8 +53,9 @@ class SamplerServiceAsyncStub(SamplerServiceStub):
     """
     Predict: grpc.aio.StreamStreamMultiCallable[ditmesh.v1.sampler_pb2.PredictRequest, ditmesh.v1.sampler_pb2.PredictResponse]  # type: ignore[assignment]
     """Single transformer calls, for clients that keep their own sampling loop.
-    Client: open once, then calls, each followed by the chunks that the server
-    asks for. One call at a time is answered, in order.
+    Client: open once, then calls, each followed by the chunks that it sends
+    unasked, and by those that the server asks for. One call at a time is
+    answered, in order.
     """
 
 class SamplerServiceServicer(metaclass=abc.ABCMeta):
@@ -78,8 +80,9 @@ class SamplerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[ditmesh.v1.sampler_pb2.PredictResponse], collections.abc.AsyncIterator[ditmesh.v1.sampler_pb2.PredictResponse]]:
         """Single transformer calls, for clients that keep their own sampling loop.
-        Client: open once, then calls, each followed by the chunks that the server
-        asks for. One call at a time is answered, in order.
+        Client: open once, then calls, each followed by the chunks that it sends
+        unasked, and by those that the server asks for. One call at a time is
+        answered, in order.
         """
 
 def add_SamplerServiceServicer_to_server(servicer: SamplerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

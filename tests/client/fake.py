@@ -75,6 +75,8 @@ class Fake(
         self.streams: list[Stream] = []
         self.predict_opens: list[pb.PredictOpen] = []
         self.needed: list[tuple[int, ...]] = []
+        self.asks_for_all = False
+        """Whether it is a server from before calls could send tensors unasked."""
         self.polls: list[tuple[tuple[str, str | bytes], ...]] = []
         self.before_job: Callable[[int], None] = lambda stream: None
         self.before_chunk: Callable[[int], None] = lambda offset: None
@@ -153,7 +155,9 @@ class Fake(
         self, call: pb.PredictCall, requests: Iterator[pb.PredictRequest]
     ) -> Iterator[pb.PredictResponse]:
         receiver = self._receiver(call.tensors)
-        yield pb.PredictResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
+        asked = receiver.needed if self.asks_for_all else receiver.needed[call.unasked :]
+        if asked:
+            yield pb.PredictResponse(needed=tensor_pb2.TensorsNeeded(tensors=asked))
         while not receiver.complete:
             receiver.feed(_next(requests).chunk)
         try:

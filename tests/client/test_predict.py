@@ -22,8 +22,12 @@ def conditioning() -> Conditioning:
     return Conditioning(np.ones((1, 4, 8), np.float32), guidance=3.5)
 
 
-def test_calls(address: str, fake: Fake, conditioning: Conditioning) -> None:
-    """Calls share a stream; the conditioning is sent with the first, x with each."""
+@pytest.mark.parametrize("old", [False, True])
+def test_calls(address: str, fake: Fake, conditioning: Conditioning, old: bool) -> None:
+    """Calls share a stream; the conditioning is sent with the first, x with each. A server that
+    asks for what is on its way gets it once.
+    """
+    fake.asks_for_all = old
     with Client(address) as client, client.predict_stream("flux", fallback="forbid") as stream:
         for sigma in (1.0, 0.5, 0.25):
             output = stream.predict(X, sigma, conditioning)

@@ -9,7 +9,14 @@ import grpc.aio
 import pytest
 
 from coordinator.config import Limits
-from ditmesh.errors import DitmeshError, ExecutorFailed, GroupLost, Overloaded
+from ditmesh.errors import (
+    DitmeshError,
+    ExecutorFailed,
+    GroupLost,
+    InvalidRequest,
+    InvalidTensor,
+    Overloaded,
+)
 from ditmesh.rpc_status import from_status_bytes
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import job_pb2
@@ -119,5 +126,72 @@ def test_a_call_goes_down_the_ladder(
             assert isinstance(await answer(stream, 2), pb.PredictResult)
             await stream.done_writing()
             assert await stream.read() is grpc.aio.EOF
+
+    run(test())
+
+
+def unasked_call(call_id: int) -> tuple[pb.PredictCall, list[WireTensor]]:
+    """A call whose x follows it at once; its conditioning has hashes."""
+    call, tensors = make_call(call_id)
+    tensors = [tensors[0], *(tensor.hashed() for tensor in tensors[1:])]
+    del call.tensors[:]
+    call.tensors.extend(tensor.spec.to_proto() for tensor in tensors)
+    call.unasked = 1
+    return call, tensors
+
+
+async def send(stream: Any, call: pb.PredictCall, pieces: Sequence[Any]) -> None:
+    await stream.write(pb.PredictRequest(call=call))
+    for chunk in pieces:
+        await stream.write(pb.PredictRequest(chunk=chunk))
+
+
+def test_what_comes_unasked_is_not_asked_for() -> None:
+    """Only what else lacks is; once nothing does, the first answer is the result."""
+
+    async def test() -> None:
+        async with served() as s:
+            stream = s.stub.Predict()
+            await stream.write(pb.PredictRequest(open=pb.PredictOpen(model="tiny")))
+            for call_id in (1, 2):
+                call, tensors = unasked_call(call_id)
+                await send(stream, call, list(chunks(tensors, [0])))
+                message = await stream.read()
+                if call_id == 1:
+                    assert list(message.needed.tensors) == [1, 2]
+                    for chunk in chunks(tensors, [1, 2]):
+                        await stream.write(pb.PredictRequest(chunk=chunk))
+                    message = await stream.read()
+                assert message.result.call_id == call_id
+                assert bytes((await stream.read()).chunk.data) == tensors[0].data
+
+    run(test())
+
+
+def test_a_call_that_fails_takes_with_it_what_came_unasked() -> None:
+    """Refused before or while its tensors come; the next call on the stream is answered."""
+
+    async def test() -> None:
+        async with served() as s:
+            stream = s.stub.Predict()
+            await stream.write(pb.PredictRequest(open=pb.PredictOpen(model="tiny")))
+            hashed, tensors = unasked_call(1)
+            hashed.unasked = 2
+            wrong, _ = unasked_call(2)
+            wrong.timestep[:] = [0.5, 0.5]
+            nan, _ = unasked_call(3)
+            nan.conditioning.ClearField("pooled")
+            del nan.tensors[1:]
+            nan.conditioning.text = 0
+            failures = []
+            for call in (hashed, wrong, nan):
+                await send(stream, call, list(chunks(tensors, [0])))
+                failure = (await stream.read()).error
+                assert failure.call_id == call.call_id
+                failures.append(from_status_bytes(failure.status))
+            assert isinstance(failures[0], InvalidRequest)
+            assert "unasked" in failures[0].message
+            assert isinstance(failures[2], InvalidTensor)
+            assert isinstance(await answer(stream, 4), pb.PredictResult)
 
     run(test())

@@ -450,7 +450,7 @@ def predict(node: Node, *calls: Any, traceparent: str = "") -> list[Any]:
         for index, tensor in enumerate(tensors):
             chunk = tensor_pb2.TensorChunk(tensor=index, data=bytes(tensor.data))
             requests.append(pb.PredictStepRequest(chunk=chunk))
-        if call.call_id != 99:
+        if call.call_id != 99 and call.unasked <= len(tensors):
             requests.append(pb.PredictStepRequest(start=pb.StartRun()))
     return list(node.stub.PredictStep(iter(requests)))
 
@@ -495,6 +495,60 @@ def test_a_single_call_gives_comfyuis_velocity(node: Node) -> None:
     data = b"".join(bytes(p.chunk.data) for p in pieces)
     got = np.frombuffer(data, np.float32).reshape(velocity.shape)
     assert np.abs(got - velocity.numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_call_is_read_from_memory_and_its_output_written_there(node: Node, seen: bool) -> None:
+    """One message leads to one answer. What cannot be read is asked for, and what cannot be
+    written is sent.
+    """
+    call, tensors, velocity = forward_call()
+    with Memory() as memory:
+        places = [
+            pb.SharedTensor(tensor=index, offset=memory.add(tensor))
+            for index, tensor in enumerate(tensors)
+        ]
+        nbytes = tensors[0].spec.nbytes
+        room = memory.leave_room(nbytes)
+        shared = pb.SharedTensors(
+            pid=os.getpid(),
+            fd=memory.fd,
+            token=memory.token if seen else bytes(16),
+            tensors=places,
+        )
+        requests = [
+            pb.PredictStepRequest(open=pb.PredictStepOpen(model="tiny")),
+            pb.PredictStepRequest(
+                call=call, memory=pb.CallMemory(tensors=shared, output=room), at_once=True
+            ),
+        ]
+        if not seen:
+            requests += [pb.PredictStepRequest(chunk=c) for c in chunks(tensors, (0, 1, 2))]
+        answers = list(node.stub.PredictStep(iter(requests)))
+        data = memory.read(room, nbytes)
+    if not seen:
+        needed, *answers = answers
+        assert list(needed.needed.tensors) == [0, 1, 2]
+        data = b"".join(bytes(answer.chunk.data) for answer in answers[1:])
+        del answers[1:]
+    (result,) = answers
+    assert result.result.call_id == 1
+    assert result.written == seen
+    got = np.frombuffer(data, np.float32).reshape(velocity.shape)
+    assert np.abs(got - velocity.numpy()).max() < 1e-5
+
+
+def test_what_follows_a_call_unasked_is_not_asked_for(node: Node) -> None:
+    """Nor is it in the way of the next call when its own is refused."""
+    call, tensors, _ = forward_call(2)
+    call.unasked = 3
+    wrong = sampler_pb2.PredictCall()
+    wrong.CopyFrom(call)
+    wrong.call_id, wrong.unasked = 1, 4
+    error, ready, result, *_ = predict(node, (wrong, tensors), (call, tensors))
+    assert isinstance(from_status_bytes(error.error.status), errors.InvalidRequest)
+    assert ready.HasField("ready")
+    assert result.result.call_id == 2
 
 
 def test_a_call_that_is_wrong_does_not_end_the_stream(node: Node) -> None:

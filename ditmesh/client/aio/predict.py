@@ -114,7 +114,7 @@ class AsyncPredictStream:
         status = self._status
         try:
             for part in parts:
-                outbox.send([part.opening()])
+                outbox.send(part.opening())
                 while not part.done:
                     response = await call.read()
                     if response is grpc.aio.EOF:

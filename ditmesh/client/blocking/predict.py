@@ -99,7 +99,7 @@ class PredictStream:
             timer.start()
         try:
             for part in parts:
-                self._outbox.send([part.opening()])
+                self._outbox.send(part.opening())
                 while not part.done:
                     response = next(call)
                     self._attempts.heard()
