@@ -174,7 +174,13 @@ class Cluster:
         return self._local_executor, self._turns["local"].take()
 
     def hand_on(self, executor: Executor, turn: Turn) -> None:
-        """The work on it is about to end: others may line up behind it."""
+        """The work on it is about to end: others may line up behind it.
+
+        Not while the group could grow: under steady load it would never be idle, and it takes
+        nodes in between two jobs only.
+        """
+        if executor.name == "group" and self.group.could_grow:
+            return
         if self._turns[executor.name].hand_on(turn):
             self.on_change()
 

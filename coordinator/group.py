@@ -118,6 +118,11 @@ class GroupManager:
         """Whether the group takes new work."""
         return self._machine.accepting
 
+    @property
+    def could_grow(self) -> bool:
+        """Whether nodes wait to be taken in, which needs a moment without work."""
+        return self._machine.could_grow(self._loop.time())
+
     def left_out(self) -> dict[str, str]:
         """Nodes that answer but are kept out of the group, by address, and why."""
         now = self._loop.time()

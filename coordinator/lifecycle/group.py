@@ -151,6 +151,11 @@ class GroupMachine:
         """Whether the group takes new work: it is ready and none of its members is leaving."""
         return self.phase is GroupPhase.READY and not self._closing
 
+    def could_grow(self, now: float) -> bool:
+        """Whether it could use more nodes that are there, and takes them in once it is idle."""
+        size = self.policy.size(len(self._healthy - self.left_out(now).keys()))
+        return self.phase is GroupPhase.READY and size > len(self.members)
+
     def left_out(self, now: float) -> dict[str, float]:
         """Nodes that fail to join, and until when they are left out."""
         benched = {n: end for n, end in self._benched.items() if end > now and n in self._healthy}
@@ -250,7 +255,7 @@ class GroupMachine:
         fit = sorted(self._healthy - left_out.keys())
         size = self.policy.size(len(fit))
         wake = list(left_out.values())
-        if self.phase is GroupPhase.READY and size > len(self.members) and not self._busy:
+        if self.could_grow(now) and not self._busy:
             return [*self._give_up(), *self._form(fit[:size])]
         if self.phase is GroupPhase.NONE and size:
             ready_at = self._not_before

@@ -166,6 +166,7 @@ class FakeGroup:
         self.busy = False
         self.failures: list[tuple[int, str]] = []
         self.returns = True
+        self.could_grow = False
         self.on_change: Callable[[], None] = lambda: None
 
     def form(self) -> None:

@@ -71,6 +71,21 @@ def test_a_group_grows_when_it_is_idle() -> None:
     assert world.aborts == [Abort(1, ("a", "b"))]
 
 
+def test_a_group_says_when_it_only_waits_to_be_idle_to_grow() -> None:
+    """Nodes that it has no use for, and those that are left out, are none to wait for."""
+    world = ready("a", "b")
+    world.send(BusyChanged(True))
+    assert not world.machine.could_grow(world.now)
+    world.up("c")
+    assert not world.machine.could_grow(world.now)
+    world.up("d")
+    assert world.machine.could_grow(world.now)
+    world.send(BusyChanged(False))
+    assert not world.machine.could_grow(world.now)
+    world.formed()
+    assert not world.machine.could_grow(world.now)
+
+
 def test_a_new_process_at_a_members_address_ends_the_group() -> None:
     """Its place in the group is gone with the old process."""
     world = ready(*NODES)

@@ -105,6 +105,30 @@ def test_a_job_that_lined_up_counts_its_time_from_its_own_first_step() -> None:
     run(test())
 
 
+def test_a_group_that_could_grow_gets_a_moment_without_work() -> None:
+    """However many jobs wait: a node that came back would never be taken in under steady load."""
+
+    async def test() -> None:
+        async with world() as w:
+            script = w.scripts["group"]
+            idle: list[str] = []
+            noted = w.group.set_busy
+
+            def set_busy(busy: bool) -> None:
+                noted(busy)
+                idle.extend([] if busy else script.started)
+
+            w.group.set_busy = set_busy  # type: ignore[method-assign]
+            w.group.could_grow = True
+            first, second, steps = await two(w, 3)
+            for _ in range(5):
+                steps.release()
+            await both_end(w, first, second)
+            assert idle == ["first", "first", "second"]
+
+    run(test())
+
+
 def test_a_group_lost_under_the_job_before_is_not_held_against_the_next() -> None:
     """Both queue again, once each; one loss more would have kept the second from the group."""
 
