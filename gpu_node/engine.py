@@ -73,9 +73,9 @@ class GroupEngine:
         info = self.cache.catalogue.get(name)
         return MeshModel(info, self.cache.get(name, patches), self._joined(), self._meshes[mesh])
 
-    def control(self, mesh: int, flag: StopFlag) -> Control:
+    def control(self, mesh: int, flag: StopFlag, job_id: str) -> Control:
         """See `Engine.control`."""
-        return MeshControl(self._joined(), self._meshes[mesh], flag)
+        return MeshControl(self._joined(), self._meshes[mesh], flag, job_id)
 
     def join(self, request: pb.JoinGroupRequest) -> None:
         """Form the group with the other ranks. Raises StaleEpoch, InvalidMesh or GroupLost."""

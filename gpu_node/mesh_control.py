@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -18,21 +19,25 @@ if TYPE_CHECKING:
 class MeshControl:
     """Before each step the mesh's first rank decides, and all compare their states.
 
-    The broadcast carries the decision and a checksum of the leader's latent: a rank that holds
-    another latent, or another step, must not go on.
+    The broadcast carries the decision, the job and a checksum of the leader's latent: a rank that
+    is at another job or step, or holds another latent, must not go on.
     """
 
-    def __init__(self, group: Group, mesh: MeshSpec, flag: StopFlag) -> None:
+    def __init__(self, group: Group, mesh: MeshSpec, flag: StopFlag, job_id: str) -> None:
         self._group = group
         self._mesh = mesh
         self._flag = flag
+        self._job = int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:8], "big", signed=True)
 
     def agree(self, state: State) -> StopReason:
         """See `Control.agree`."""
         checksum, finite = _checksum(state.latent)
         reason = self._flag.reason()
-        mine = [int(reason), state.step, checksum, int(finite)]
+        mine = [int(reason), state.step, checksum, int(finite), self._job]
         decided = self._group.decide(self._mesh, mine)
+        if decided[-1] != self._job:
+            self._group.abort()
+            raise GroupLost(f"rank {self._group.rank} is at another job than the leader")
         if decided[1:] != mine[1:]:
             self._group.abort()
             raise GroupLost(

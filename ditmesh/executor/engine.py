@@ -42,7 +42,7 @@ class Engine(Protocol):
         """The model on a mesh, loaded and patched if need be. Raises as `ModelCache.get`."""
         ...
 
-    def control(self, mesh: int, flag: StopFlag) -> Control:
+    def control(self, mesh: int, flag: StopFlag, job_id: str) -> Control:
         """The control of a job on a mesh."""
         ...
 
@@ -79,7 +79,7 @@ class LocalEngine:
         """See `Engine.model`."""
         return LocalModel(self.cache.catalogue.get(name), self.cache.get(name, patches))
 
-    def control(self, mesh: int, flag: StopFlag) -> Control:
+    def control(self, mesh: int, flag: StopFlag, job_id: str) -> Control:
         """See `Engine.control`."""
         return LocalControl(flag)
 

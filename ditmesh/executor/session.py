@@ -184,7 +184,7 @@ class RunSession:
             self._engine.require(order.epoch, order.mesh)
             with self._all_or_none():
                 take_model()
-                control = self._engine.control(order.mesh, flag)
+                control = self._engine.control(order.mesh, flag, order.job.job_id)
                 return run(task, control, publish, self._span_maker(order.mesh))
 
     @contextmanager

@@ -42,13 +42,14 @@ class Ranks:
         self.aborted = True
 
 
-def control(ranks: Ranks, flag: StopFlag | None = None) -> MeshControl:
-    return MeshControl(cast("Group", ranks), MeshSpec((0, 1), 2), flag or StopFlag())
+def control(ranks: Ranks, flag: StopFlag | None = None, job_id: str = "job") -> MeshControl:
+    mesh = MeshSpec((0, 1), 2)
+    return MeshControl(cast("Group", ranks), mesh, flag or StopFlag(), job_id)
 
 
-def said(latent: torch.Tensor, step: int = 1) -> list[int]:
+def said(latent: torch.Tensor, step: int = 1, job_id: str = "job") -> list[int]:
     ranks = Ranks()
-    control(ranks).agree(State(step, latent))
+    control(ranks, job_id=job_id).agree(State(step, latent))
     return ranks.said
 
 
@@ -85,6 +86,18 @@ def test_another_state_than_the_leaders(differs: int) -> None:
     ranks.leader[differs] += 1
     with pytest.raises(GroupLost, match="rank 1 is at step 1"):
         control(ranks).agree(State(1, latent(SHAPES[0])))
+    assert ranks.aborted
+
+
+def test_another_job_than_the_leaders() -> None:
+    """Two jobs of one seed and size begin with the same latent: that alone does not tell them
+    apart, and a rank that left one out must not take the leader's word in it for the next.
+    """
+    ranks = Ranks()
+    ranks.leader = said(latent(SHAPES[0]), step=0, job_id="first")
+    ranks.leader[0] = int(pb.STOP_REASON_CANCELLED)
+    with pytest.raises(GroupLost, match="rank 1 is at another job"):
+        control(ranks, job_id="second").agree(State(0, latent(SHAPES[0])))
     assert ranks.aborted
 
 
