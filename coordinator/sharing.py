@@ -79,14 +79,17 @@ class Share:
 class CallMemory:
     """What is new in each transformer call, and the output that it leads to.
 
-    One call after another uses the same memory: new pages take longer than what is done with them.
-    Tensors with a hash have no place here, because members keep them.
+    One call after another uses the same memory, and who has it mapped keeps it so: new pages take
+    longer than what is done with them. Tensors with a hash have no place here, because members
+    keep them.
     """
 
     def __init__(self) -> None:
         self._memory: Memory | None = None
+        self._mapped = memoryview(b"")
+        self._places: tuple[tuple[int, int], ...] = ()
+        """Where memory of which size is, the last for the output."""
         self._message: node_pb2.CallMemory | None = None
-        self._room = (0, 0)
 
     async def fill(
         self, tensors: Sequence[WireTensor], x: int, members: Sequence[NodeLink]
@@ -97,21 +100,26 @@ class CallMemory:
         self._message = None
         if not any(map(_is_here, members)):
             return
-        try:
-            memory = self._memory = self._memory or Memory()
-            memory.rewind()
-            offsets = {}
-            for index, tensor in enumerate(tensors):
-                if not tensor.spec.sha256:
-                    offsets[index] = await self._add(memory, tensor)
-            nbytes = tensors[x].spec.nbytes
-            self._room = memory.leave_room(nbytes), nbytes
-        except OSError as error:
-            log.warning("a call's tensors cannot be shared: %s", error)
+        own = {i: tensor for i, tensor in enumerate(tensors) if not tensor.spec.sha256}
+        sizes = [tensor.spec.nbytes for tensor in (*own.values(), tensors[x])]
+        if sizes != [size for _, size in self._places]:
             self.close()
-        else:
-            places = _places(memory, offsets)
-            self._message = node_pb2.CallMemory(tensors=places, output=self._room[0])
+            try:
+                await self._make(sizes)
+            except OSError as error:
+                log.warning("a call's tensors cannot be shared: %s", error)
+                self.close()
+        memory, mapped = self._memory, self._mapped
+        if memory is None:
+            return
+        offsets = [offset for offset, _ in self._places]
+        for tensor, offset in zip(own.values(), offsets[:-1], strict=True):
+            await _copy(tensor.data, mapped, offset)
+        if memory is not self._memory:
+            # Closed meanwhile.
+            return
+        places = _places(memory, dict(zip(own, offsets[:-1], strict=True)))
+        self._message = node_pb2.CallMemory(tensors=places, output=offsets[-1])
 
     def seen_by(self, link: NodeLink) -> node_pb2.CallMemory | None:
         """Where a member finds it; None: there is nothing for it to find."""
@@ -119,30 +127,47 @@ class CallMemory:
 
     def output(self) -> bytes | memoryview:
         """What the leader has written."""
-        if self._memory is None:
+        if self._message is None:
             raise InternalError("an output was written to memory that is not there")
-        return self._memory.read(*self._room)
+        offset, nbytes = self._places[-1]
+        found = self._mapped[offset : offset + nbytes]
+        return found if self._is_large else bytes(found)
 
     def rest(self) -> None:
         """The call is over. Memory of a size that is rare is not kept for the next one."""
-        if self._memory is not None and self._memory.nbytes > _KEPT_BYTES:
+        if self._is_large:
             self.close()
 
     def close(self) -> None:
         """Let go of the memory."""
         memory, self._memory, self._message = self._memory, None, None
+        self._mapped, self._places = memoryview(b""), ()
         if memory is not None:
             memory.close()
 
-    async def _add(self, memory: Memory, tensor: WireTensor) -> int:
-        """As `Memory.add`, with turns for others on the event loop."""
-        view = memoryview(tensor.data)
-        offset = memory.leave_room(len(view))
-        for at in range(0, len(view), _INLINE_BYTES):
-            if at:
+    @property
+    def _is_large(self) -> bool:
+        return len(self._mapped) > _KEPT_BYTES
+
+    async def _make(self, sizes: Sequence[int]) -> None:
+        memory = self._memory = Memory()
+        places = []
+        for size in sizes:
+            places.append((memory.nbytes, size))
+            for at in range(0, size, _INLINE_BYTES):
+                memory.leave_room(min(size - at, _INLINE_BYTES))
                 await asyncio.sleep(0)
-            memory.write(offset + at, view[at : at + _INLINE_BYTES])
-        return offset
+        self._mapped, self._places = memory.map(), tuple(places)
+
+
+async def _copy(data: bytes | memoryview, into: memoryview, offset: int) -> None:
+    """Piece by piece, with turns for others on the event loop."""
+    view = memoryview(data)
+    for at in range(0, len(view), _INLINE_BYTES):
+        if at:
+            await asyncio.sleep(0)
+        piece = view[at : at + _INLINE_BYTES]
+        into[offset + at : offset + at + len(piece)] = piece
 
 
 def _is_here(link: NodeLink) -> bool:

@@ -54,32 +54,27 @@ class Memory:
         self._end = 0
         self._append(self.token)  # a page
 
+    def add(self, tensor: WireTensor) -> int:
+        """Put a tensor's bytes at the end; returns where. Raises OSError when there is no room."""
+        return self._append(tensor.data)
+
     @property
     def nbytes(self) -> int:
         """How much there is of it, whole pages."""
         return self._end
 
-    def add(self, tensor: WireTensor) -> int:
-        """Put a tensor's bytes at the end; returns where. Raises OSError when there is no room."""
-        return self._append(tensor.data)
-
     def leave_room(self, nbytes: int) -> int:
-        """Leave so many bytes at the end for another process to `write`; returns where."""
+        """Have so many bytes at the end for whoever has it mapped; returns where. Raises OSError
+        when there is no room: who writes to pages that cannot be had is killed.
+        """
         offset = self._end
+        os.posix_fallocate(self.fd, offset, nbytes)
         self._end += nbytes + -nbytes % _PAGE
         return offset
 
-    def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Fill room that was left. Raises OSError when there is no room in memory."""
-        _write(self.fd, data, offset)
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """A copy of what is there; less of it where nobody has written."""
-        return os.pread(self.fd, nbytes, offset)
-
-    def rewind(self) -> None:
-        """Fill it anew. Nobody may be reading what it holds, nor have it mapped."""
-        self._end = _PAGE
+    def map(self) -> memoryview:
+        """All of it as it is now, to read and write."""
+        return memoryview(mmap.mmap(self.fd, os.fstat(self.fd).st_size))
 
     def close(self) -> None:
         """Let go of it. Who has mapped it keeps it."""
@@ -94,28 +89,33 @@ class Memory:
         self.close()
 
     def _append(self, data: bytes | memoryview) -> int:
-        _write(self.fd, data, self._end)
-        return self.leave_room(len(data))
+        offset = self._end
+        rest = memoryview(data)
+        while rest:
+            written = os.pwrite(self.fd, rest, self._end)
+            rest = rest[written:]
+            self._end += written
+        self._end += -self._end % _PAGE
+        return offset
 
 
 def read(
-    pid: int, fd: int, token: bytes, places: Iterable[tuple[int, int]], *, copied: bool = False
+    pid: int, fd: int, token: bytes, places: Iterable[tuple[int, int]]
 ) -> list[bytes | memoryview]:
     """The data at each (offset, length) of another process's memory.
 
-    Large ones are mapped, not copied, unless they are to be `copied`; they stay readable whatever
-    becomes of that process. Raises OSError when it cannot be opened, or is not the memory that
-    begins with `token`.
+    Large ones are mapped, not copied; they stay readable whatever becomes of that process. Raises
+    OSError when it cannot be opened, or is not the memory that begins with `token`.
     """
     with _opened(pid, fd, token, os.O_RDONLY) as own:
         size = os.fstat(own).st_size
-        return [_read(own, offset, length, size, copied) for offset, length in places]
+        return [_read(own, offset, length, size) for offset, length in places]
 
 
-def write(pid: int, fd: int, token: bytes, offset: int, data: bytes | memoryview) -> None:
-    """Put data where another process has left room for it. Raises OSError as `read`."""
+def attach(pid: int, fd: int, token: bytes) -> memoryview:
+    """All of another process's memory as it is now, to read and write. Raises OSError as `read`."""
     with _opened(pid, fd, token, os.O_RDWR) as own:
-        _write(own, data, offset)
+        return memoryview(mmap.mmap(own, os.fstat(own).st_size))
 
 
 @contextmanager
@@ -131,17 +131,10 @@ def _opened(pid: int, fd: int, token: bytes, mode: int) -> Iterator[int]:
         os.close(own)
 
 
-def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(fd, rest, offset)
-        rest, offset = rest[written:], offset + written
-
-
-def _read(fd: int, offset: int, length: int, size: int, copied: bool) -> bytes | memoryview:
+def _read(fd: int, offset: int, length: int, size: int) -> bytes | memoryview:
     if offset + length > size:
         raise OSError(f"the memory has {size} bytes, not {offset + length}")
-    if copied or length < MAPPED_FROM_BYTES:
+    if length < MAPPED_FROM_BYTES:
         return os.pread(fd, length, offset)
     if offset % _PAGE:
         raise OSError(f"a tensor at byte {offset} is not on a page of its own")

@@ -147,23 +147,25 @@ def test_shared_memory_is_read_in_place(copies: Count) -> None:
     assert data == tensor.data
 
 
-def test_what_is_new_in_a_call_is_copied_out_of_its_memory_once(copies: Count) -> None:
-    """The next call has the memory again. So it is with the output on its way back."""
+def test_what_is_new_in_a_call_is_where_both_processes_have_it_mapped(copies: Count) -> None:
+    """It is written and read in place. The output is copied out: the next call has the memory."""
     tensor = wire(LATENT)
     with Memory() as memory:
-        at = memory.add(tensor)
-        place = os.getpid(), memory.fd, memory.token
-        found, (data,) = copies(
-            lambda: shared_memory.read(*place, [(at, LATENT.nbytes)], copied=True), LATENT.nbytes
-        )
-        assert near(found) == 1
-        assert data == tensor.data
-        room = memory.leave_room(LATENT.nbytes)
-        found, _ = copies(lambda: shared_memory.write(*place, room, tensor.data), LATENT.nbytes)
+        at = memory.leave_room(LATENT.nbytes)
+        ours = memory.map()[at:]
+        theirs = shared_memory.attach(os.getpid(), memory.fd, memory.token)[at:]
+
+        def write() -> None:
+            ours[: LATENT.nbytes] = tensor.data
+
+        found, _ = copies(write, LATENT.nbytes)
         assert near(found) == 0
-        found, data = copies(lambda: memory.read(room, LATENT.nbytes), LATENT.nbytes)
+        received = WireTensor(tensor.spec, theirs[: LATENT.nbytes])
+        assert received == tensor
+        found, copy = copies(lambda: to_torch(received), LATENT.nbytes)
         assert near(found) == 1
-        assert data == tensor.data
+        ours[: LATENT.nbytes] = bytes(range(256)) * (LATENT.nbytes // 256)
+        assert torch.equal(copy, LATENT)
 
 
 def test_a_rank_copies_an_input_to_its_device_once(copies: Count) -> None:

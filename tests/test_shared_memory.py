@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ditmesh import shared_memory
-from ditmesh.shared_memory import MAPPED_FROM_BYTES, host_id
+from ditmesh.shared_memory import MAPPED_FROM_BYTES, Memory, host_id
 
 _WRITER = """
 import sys, time
@@ -124,3 +124,24 @@ def test_where_there_is_no_such_memory_no_host_is_named(monkeypatch: pytest.Monk
         assert host_id() == ""
     finally:
         host_id.cache_clear()
+
+
+def test_memory_that_two_have_mapped_is_one(writer: Writer) -> None:
+    """Each sees at once what the other writes; what is not that memory is not mapped."""
+    place = writer.process.pid, writer.fd
+    first, second = (shared_memory.attach(*place, writer.token) for _ in range(2))
+    offset = writer.places[0][0]
+    first[offset : offset + 3] = b"new"
+    assert bytes(second[offset : offset + 4]) == b"new\7"
+    assert bytes(writer.read()[0][:3]) == b"new"
+    with pytest.raises(OSError, match="other memory"):
+        shared_memory.attach(*place, bytes(16))
+
+
+def test_room_that_is_left_is_there() -> None:
+    """Whole and empty before anybody writes: a page that cannot be had is an error here."""
+    with Memory() as memory:
+        offset = memory.leave_room(100_000)
+        assert os.fstat(memory.fd).st_blocks * 512 >= 100_000
+        assert bytes(memory.map()[offset : offset + 100_000]) == bytes(100_000)
+        assert memory.leave_room(1) >= offset + 100_000

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor as ThreadPool
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from ditmesh import shared_memory, telemetry
+from ditmesh import telemetry
 from ditmesh.chunk_messages import chunk_messages
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, ExecutorFailed, ProtocolError
+from ditmesh.executor.attached import AttachedMemory
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.inputs import TensorReader, conditioning
 from ditmesh.executor.receiving import asking, receive
@@ -22,8 +22,6 @@ from ditmesh.rpc_status import to_status_bytes
 from ditmesh.tensors import WireTensor
 from ditmesh.torch_tensors import from_torch
 from ditmesh.v1 import node_pb2, sampler_pb2, tensor_pb2
-
-log = logging.getLogger(__name__)
 
 _Requests = Iterator[node_pb2.PredictStepRequest]
 _Responses = Iterator[node_pb2.PredictStepResponse]
@@ -55,6 +53,7 @@ class PredictSession:
         self._max_bytes = max_bytes
         self._patches: PatchSet | None = None
         self._kept: dict[bytes, torch.Tensor] = {}
+        self._attached = AttachedMemory()
 
     def serve(self, requests: _Requests) -> _Responses:
         """Answer one stream. A call that fails is answered with its error, but for failures
@@ -103,7 +102,7 @@ class PredictSession:
         requests: _Requests,
     ) -> _Responses:
         call = request.call
-        memory = request.memory if request.HasField("memory") else None
+        memory = self._attached.of(request)
         receiving = receive(
             call.tensors,
             requests,
@@ -111,7 +110,7 @@ class PredictSession:
             store=self._store,
             max_bytes=self._max_bytes,
             unasked=call.unasked,
-            memory=memory.tensors if memory is not None else None,
+            mapped=memory.tensors if memory is not None else None,
         )
         tensors = yield from asking(receiving, _needed)
         if not request.at_once:
@@ -127,7 +126,8 @@ class PredictSession:
             return
         result.output.CopyFrom(output.spec.to_proto())
         room = tensors[call.x].spec.nbytes
-        if memory is not None and output.spec.nbytes == room and _written(output, memory):
+        if memory is not None and output.spec.nbytes == room <= len(memory.output):
+            memory.output[:room] = output.data
             yield node_pb2.PredictStepResponse(result=result, written=True)
             return
         yield node_pb2.PredictStepResponse(result=result)
@@ -159,14 +159,3 @@ class PredictSession:
 
 def _needed(needed: tensor_pb2.TensorsNeeded) -> node_pb2.PredictStepResponse:
     return node_pb2.PredictStepResponse(needed=needed)
-
-
-def _written(output: WireTensor, memory: node_pb2.CallMemory) -> bool:
-    """Put the output where the call wants it; whether that was possible."""
-    place = memory.tensors
-    try:
-        shared_memory.write(place.pid, place.fd, place.token, memory.output, output.data)
-    except OSError as error:
-        log.warning("shared memory of process %d cannot be written: %s", place.pid, error)
-        return False
-    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from ditmesh import shared_memory
@@ -39,20 +39,22 @@ def receive(
     store: ContentStore,
     max_bytes: int,
     unasked: int = 0,
-    memory: node_pb2.SharedTensors | None = None,
+    mapped: Mapping[int, memoryview] | None = None,
 ) -> Generator[tensor_pb2.TensorsNeeded, None, tuple[WireTensor, ...]]:
     """Yields what to ask for, once or, when shared memory cannot be read, again; returns all.
 
-    The first `unasked` tensors come by themselves, and those in `memory`, which are copied out of
-    it, are here: then nothing is asked for unless something else lacks. Raises InvalidRequest,
-    InvalidTensor, LimitExceeded or ProtocolError.
+    The first `unasked` tensors come by themselves, and those that are `mapped` are here: then
+    nothing is asked for unless something else lacks. Raises InvalidRequest, InvalidTensor,
+    LimitExceeded or ProtocolError.
     """
     specs = read_specs(declared, field=field, max_bytes=max_bytes)
     receiver = Receiver(specs, field=field, store=store, unasked=unasked)
-    if memory is not None:
-        _read_shared(receiver, memory, copied=True)
+    if mapped is not None:
+        # Never one that has a hash: it would be kept, and the memory is not its own.
+        own = [i for i in receiver.missing if i in mapped and not specs[i].sha256]
+        receiver.place({i: mapped[i][: specs[i].nbytes] for i in own})
     asked = receiver.missing[unasked:]
-    if asked or not (unasked or memory is not None):
+    if asked or not (unasked or mapped is not None):
         yield tensor_pb2.TensorsNeeded(tensors=asked)
     while not receiver.complete:
         request = next(requests, None)
@@ -84,15 +86,13 @@ def asking(
         yield message(needed)
 
 
-def _read_shared(
-    receiver: Receiver, shared: node_pb2.SharedTensors, *, copied: bool = False
-) -> None:
+def _read_shared(receiver: Receiver, shared: node_pb2.SharedTensors) -> None:
     """Take what can be read; what cannot stays missing."""
     missing = set(receiver.missing)
     wanted = [place for place in shared.tensors if place.tensor in missing]
     places = [(place.offset, receiver.specs[place.tensor].nbytes) for place in wanted]
     try:
-        found = shared_memory.read(shared.pid, shared.fd, shared.token, places, copied=copied)
+        found = shared_memory.read(shared.pid, shared.fd, shared.token, places)
     except OSError as error:
         log.warning("shared memory of process %d cannot be read: %s", shared.pid, error)
         return

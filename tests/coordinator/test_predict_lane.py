@@ -57,7 +57,10 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         specs = read_specs(call.tensors, field="t", max_bytes=1 << 30)
         receiver = Receiver(specs, field="t", store=self.store, unasked=unasked)
         if memory is not None and not self.blind:
-            receiver.place(_read(memory.tensors, specs))
+            mapped = _attach(memory)
+            offsets = {place.tensor: place.offset for place in memory.tensors.tensors}
+            assert all(not specs[index].sha256 for index in offsets)
+            receiver.place({i: mapped[at : at + specs[i].nbytes] for i, at in offsets.items()})
         asked = receiver.missing[unasked:]
         if asked or not (unasked or memory):
             yield self._needed(asked)
@@ -83,8 +86,7 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         output = WireTensor.from_numpy(2 * receiver.tensors()[call.x].numpy())
         result.output.CopyFrom(output.spec.to_proto())
         if memory is not None and not self.blind:
-            at = memory.tensors
-            shared_memory.write(at.pid, at.fd, at.token, memory.output, output.data)
+            _attach(memory)[memory.output :][: output.spec.nbytes] = output.data
             yield pb.PredictStepResponse(result=result, written=True)
             return
         yield pb.PredictStepResponse(result=result)
@@ -96,9 +98,14 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         return pb.PredictStepResponse(needed=tensor_pb2.TensorsNeeded(tensors=indices))
 
 
+def _attach(memory: pb.CallMemory) -> memoryview:
+    shared = memory.tensors
+    return shared_memory.attach(shared.pid, shared.fd, shared.token)
+
+
 def _read(shared: Any, specs: Any) -> dict[int, bytes | memoryview]:
     places = [(place.offset, specs[place.tensor].nbytes) for place in shared.tensors]
-    found = shared_memory.read(shared.pid, shared.fd, shared.token, places, copied=True)
+    found = shared_memory.read(shared.pid, shared.fd, shared.token, places)
     return {place.tensor: data for place, data in zip(shared.tensors, found, strict=True)}
 
 

@@ -525,7 +525,7 @@ def test_a_call_is_read_from_memory_and_its_output_written_there(node: Node, see
         if not seen:
             requests += [pb.PredictStepRequest(chunk=c) for c in chunks(tensors, (0, 1, 2))]
         answers = list(node.stub.PredictStep(iter(requests)))
-        data = memory.read(room, nbytes)
+        data = bytes(memory.map()[room : room + nbytes])
     if not seen:
         needed, *answers = answers
         assert list(needed.needed.tensors) == [0, 1, 2]
