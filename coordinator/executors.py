@@ -161,7 +161,10 @@ class Executor:
     async def predict(
         self, model: PatchedModel, call: sampler_pb2.PredictCall, tensors: Sequence[WireTensor]
     ) -> WireTensor:
-        """One transformer call; calls of one executor must not overlap. Raises as `run`."""
+        """One transformer call; calls of one executor must not overlap. Raises as `run`.
+
+        Cancelling it takes effect when the members are through with the call.
+        """
         lane = self._lanes.get(model.key)
         if lane is None:
             while len(self._lanes) >= _MAX_LANES:
@@ -169,7 +172,7 @@ class Executor:
             lane = PredictLane(self.members, self.epoch, self.mesh_index, model)
             self._lanes[model.key] = lane
         try:
-            answer = await lane.predict(call, tensors, self._together)
+            answer = await _to_its_end(lane.predict(call, tensors, self._together))
         except BaseException:
             # Half a call may be on its way: these streams cannot be used again. When the group was
             # found lost meanwhile, `close` has dropped them already.
@@ -242,6 +245,22 @@ def _translate(error: BaseException) -> BaseException:
         # gRPC's own words: ours are for a user who could check the address.
         return Unavailable(error.details() or "its stream broke")
     return known
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Its result. Who is cancelled still waits for it, unless cancelled again.
+
+    Of members whose streams are cut, some may have read that they are to start and others not:
+    those that have would wait in a collective, and the next work on the others would answer them.
+    """
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+    finally:
+        task.cancel()
 
 
 async def _within(seconds: float, events: Sequence[asyncio.Event]) -> None:
