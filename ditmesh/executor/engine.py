@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
-from ditmesh.errors import StaleEpoch
+from ditmesh.errors import BadResult, InvalidRequest, StaleEpoch
 from ditmesh.executor.control import Control, LocalControl, StopFlag
 from ditmesh.executor.models import ModelCache
 from ditmesh.models.model import LocalModel, Model
@@ -57,6 +59,21 @@ class Engine(Protocol):
     def leave(self) -> None:
         """Drop the group's communicators."""
         ...
+
+
+@contextmanager
+def all_or_none(engine: Engine) -> Iterator[None]:
+    """A rank that fails alone takes the group with it: others wait for it in a collective, and the
+    work that waits behind this must not answer them.
+    """
+    try:
+        yield
+    except (BadResult, InvalidRequest):
+        # Every rank raises these alike.
+        raise
+    except BaseException:
+        engine.abort()
+        raise
 
 
 class LocalEngine:

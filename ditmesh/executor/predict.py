@@ -13,7 +13,7 @@ from ditmesh.chunk_messages import chunk_messages
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, ExecutorFailed, ProtocolError
 from ditmesh.executor.attached import AttachedMemory
-from ditmesh.executor.engine import Engine
+from ditmesh.executor.engine import Engine, all_or_none
 from ditmesh.executor.inputs import TensorReader, conditioning
 from ditmesh.executor.receiving import asking, receive
 from ditmesh.executor.weight_patches import patch_set
@@ -113,6 +113,7 @@ class PredictSession:
             mapped=memory.tensors if memory is not None else None,
         )
         tensors = yield from asking(receiving, _needed)
+        self._load(opened)
         if not request.at_once:
             yield node_pb2.PredictStepResponse(ready=node_pb2.RunReady())
             start = next(requests, None)
@@ -133,6 +134,12 @@ class PredictSession:
         yield node_pb2.PredictStepResponse(result=result)
         yield from chunk_messages(node_pb2.PredictStepResponse, [output], [0])
 
+    def _load(self, opened: node_pb2.PredictStepOpen) -> None:
+        """Before the others begin: what fails here fails without them."""
+        name, mesh = opened.model, opened.mesh
+        if not self._engine.cache.holds(name, self._patches):
+            self._torch_thread.submit(self._engine.model, name, mesh, self._patches).result()
+
     def _compute(
         self,
         call: sampler_pb2.PredictCall,
@@ -140,15 +147,18 @@ class PredictSession:
         name: str,
         mesh: int,
     ) -> WireTensor:
-        model = self._engine.model(name, mesh, self._patches)
-        reader = TensorReader(tensors, model.device, self._kept)
-        x = reader[call.x]
-        timestep = torch.tensor(list(call.timestep), dtype=torch.float32, device=model.device)
         try:
-            cond = conditioning(call.conditioning, reader)
-            # Step after step has the same conditioning.
-            self._kept = reader.by_hash()
-            output = model.predict(x, timestep, cond)
+            with all_or_none(self._engine):
+                model = self._engine.model(name, mesh, self._patches)
+                reader = TensorReader(tensors, model.device, self._kept)
+                x = reader[call.x]
+                timestep = torch.tensor(
+                    list(call.timestep), dtype=torch.float32, device=model.device
+                )
+                cond = conditioning(call.conditioning, reader)
+                # Step after step has the same conditioning.
+                self._kept = reader.by_hash()
+                output = model.predict(x, timestep, cond)
         except DitmeshError:
             raise
         except Exception as error:

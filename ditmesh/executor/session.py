@@ -16,14 +16,12 @@ import torch
 from ditmesh import telemetry
 from ditmesh.content import ContentStore
 from ditmesh.errors import (
-    BadResult,
     DitmeshError,
     ExecutorFailed,
-    InvalidRequest,
     ProtocolError,
 )
 from ditmesh.executor.control import GO_ON, StopFlag
-from ditmesh.executor.engine import Engine
+from ditmesh.executor.engine import Engine, all_or_none
 from ditmesh.executor.inputs import LateModel, build_task
 from ditmesh.executor.keeper import StateKeeper
 from ditmesh.executor.loop import Outcome, SpanMaker, StepDone, Task, no_span, run
@@ -182,24 +180,10 @@ class RunSession:
         with _told_as_failure("the run failed"):
             # The group may have gone since the job came.
             self._engine.require(order.epoch, order.mesh)
-            with self._all_or_none():
+            with all_or_none(self._engine):
                 take_model()
                 control = self._engine.control(order.mesh, flag, order.job.job_id)
                 return run(task, control, publish, self._span_maker(order.mesh))
-
-    @contextmanager
-    def _all_or_none(self) -> Iterator[None]:
-        """A rank that fails alone takes the group with it: others wait for it in a collective, and
-        the job that waits behind this one must not answer them.
-        """
-        try:
-            yield
-        except (BadResult, InvalidRequest):
-            # Every rank raises these alike.
-            raise
-        except BaseException:
-            self._engine.abort()
-            raise
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ from queue import SimpleQueue
 from typing import Any
 
 import grpc
+import pytest
 import torch
 from torch import nn
 
 from ditmesh import chunk_messages
+from ditmesh.errors import DitmeshError
 from ditmesh.exchange import Receiver, read_specs
 from ditmesh.executor.engine import LocalEngine
 from ditmesh.executor.models import ModelCache
@@ -23,6 +26,7 @@ from ditmesh.executor.servicer import NodeServicer, ServicerLimits
 from ditmesh.jobs import Job, Snapshot
 from ditmesh.models.info import ModelInfo
 from ditmesh.models.loading import load
+from ditmesh.rpc_status import from_rpc_error
 from ditmesh.tensors import WireTensor, as_wire
 from ditmesh.torch_tensors import to_torch
 from ditmesh.v1 import job_pb2, node_pb2_grpc, sampler_pb2
@@ -192,3 +196,17 @@ def serving(folder: Path, limits: ServicerLimits | None = None) -> Iterator[Node
         server.stop(None).wait()
         servicer.close()
         assert not gave_up
+
+
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def failure(act: Callable[[], Any]) -> DitmeshError:
+    """The error that a call ended with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        act()
+    return from_rpc_error(caught.value)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,39 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from ditmesh import errors, telemetry
+from ditmesh import errors
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError
 from ditmesh.executor.control import StopFlag
-from ditmesh.executor.servicer import ServicerLimits
 from ditmesh.jobs import Job, Snapshot
-from ditmesh.rpc_status import from_rpc_error, from_status_bytes
 from ditmesh.shared_memory import Memory
-from ditmesh.telemetry import TraceContext
-from ditmesh.tensors import WireTensor, as_wire
+from ditmesh.tensors import as_wire
 from ditmesh.torch_tensors import to_torch
-from ditmesh.v1 import job_pb2, sampler_pb2, tensor_pb2
+from ditmesh.v1 import job_pb2, tensor_pb2
 from ditmesh.v1 import node_pb2 as pb
 from tests.chunks import chunks
-from tests.executor.node import CASE, Node, Stream, golden_job, serving
-from tests.models.tiny_flux import GOLDEN
+from tests.executor.node import CASE, Node, Stream, failure, golden_job, serving, until
 from tests.sampling.golden_cases import load_golden
-
-
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """One executor for all tests of this file."""
-    limits = ServicerLimits(max_request_bytes=1 << 20, state_every_s=0.0, step_every_s=0.0)
-    with serving(tmp_path_factory.mktemp("node"), limits) as n:
-        yield n
-
-
-@pytest.fixture(autouse=True)
-def idle_afterwards(node: Node) -> Iterator[None]:
-    """Whatever a test did, the torch thread is free again soon, and the hooks are gone."""
-    yield
-    node.before.clear()
-    node.servicer._torch_thread.submit(lambda: None).result(timeout=20)
 
 
 @pytest.fixture
@@ -63,20 +42,6 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
     monkeypatch.setattr("ditmesh.executor.session.StopFlag", Flag)
     return told
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def failure(act: Callable[[], Any]) -> DitmeshError:
-    """The error that a call ended with."""
-    with pytest.raises(grpc.RpcError) as caught:
-        act()
-    return from_rpc_error(caught.value)
 
 
 def value_of(snapshot: Snapshot) -> torch.Tensor:
@@ -440,144 +405,8 @@ def test_a_watch_tells_models_at_once_and_then_every_second(node: Node) -> None:
     assert (first.epoch, first.draining) == (0, False)
 
 
-def predict(node: Node, *calls: Any, traceparent: str = "") -> list[Any]:
-    """A stream of single calls, each sent whole: (call, tensors)."""
-    requests: list[Any] = [
-        pb.PredictStepRequest(open=pb.PredictStepOpen(model="tiny")),
-    ]
-    for call, tensors in calls:
-        requests.append(pb.PredictStepRequest(call=call, traceparent=traceparent))
-        for index, tensor in enumerate(tensors):
-            chunk = tensor_pb2.TensorChunk(tensor=index, data=bytes(tensor.data))
-            requests.append(pb.PredictStepRequest(chunk=chunk))
-        if call.call_id != 99 and call.unasked <= len(tensors):
-            requests.append(pb.PredictStepRequest(start=pb.StartRun()))
-    return list(node.stub.PredictStep(iter(requests)))
-
-
-def forward_call(call_id: int = 1) -> tuple[sampler_pb2.PredictCall, list[WireTensor], Any]:
-    from safetensors.torch import load_file
-
-    given = load_file(GOLDEN / "flux_forward.safetensors")
-    tensors = [as_wire(given[name]) for name in ("x", "context", "pooled")]
-    call = sampler_pb2.PredictCall(
-        call_id=call_id,
-        tensors=[t.spec.to_proto() for t in tensors],
-        x=0,
-        timestep=given["sigma"].tolist(),
-        conditioning=job_pb2.Conditioning(text=1, pooled=2, guidance=given["guidance"].tolist()),
-    )
-    return call, tensors, given["velocity"]
-
-
-def test_a_single_call_belongs_to_its_own_trace(node: Node, tmp_path: Path) -> None:
-    """Its stream outlives many: the call itself says which."""
-    spans = tmp_path / "spans.jsonl"
-    call, tensors, _ = forward_call()
-    trace = TraceContext.new_root()
-    telemetry.setup(telemetry.TelemetryConfig("node", exporters=("file",), trace_file=spans))
-    try:
-        predict(node, (call, tensors), traceparent=trace.traceparent)
-        predict(node, (call, tensors))
-    finally:
-        telemetry.shutdown()
-    (span,) = map(json.loads, spans.read_text().splitlines())
-    assert span["name"] == "ditmesh.v1.NodeService/PredictStep"
-    assert span["trace_id"] == f"{trace.trace_id:032x}"
-
-
-def test_a_single_call_gives_comfyuis_velocity(node: Node) -> None:
-    """Raw output of the transformer, of x's shape and type."""
-    call, tensors, velocity = forward_call()
-    _, ready, result, *pieces = predict(node, (call, tensors))
-    assert ready.HasField("ready")
-    assert result.result.call_id == 1
-    data = b"".join(bytes(p.chunk.data) for p in pieces)
-    got = np.frombuffer(data, np.float32).reshape(velocity.shape)
-    assert np.abs(got - velocity.numpy()).max() < 1e-5
-
-
-@pytest.mark.parametrize("seen", [True, False])
-def test_a_call_is_read_from_memory_and_its_output_written_there(node: Node, seen: bool) -> None:
-    """One message leads to one answer. What cannot be read is asked for, and what cannot be
-    written is sent.
-    """
-    call, tensors, velocity = forward_call()
-    with Memory() as memory:
-        places = [
-            pb.SharedTensor(tensor=index, offset=memory.add(tensor))
-            for index, tensor in enumerate(tensors)
-        ]
-        nbytes = tensors[0].spec.nbytes
-        room = memory.leave_room(nbytes)
-        shared = pb.SharedTensors(
-            pid=os.getpid(),
-            fd=memory.fd,
-            token=memory.token if seen else bytes(16),
-            tensors=places,
-        )
-        requests = [
-            pb.PredictStepRequest(open=pb.PredictStepOpen(model="tiny")),
-            pb.PredictStepRequest(
-                call=call, memory=pb.CallMemory(tensors=shared, output=room), at_once=True
-            ),
-        ]
-        if not seen:
-            requests += [pb.PredictStepRequest(chunk=c) for c in chunks(tensors, (0, 1, 2))]
-        answers = list(node.stub.PredictStep(iter(requests)))
-        data = bytes(memory.map()[room : room + nbytes])
-    if not seen:
-        needed, *answers = answers
-        assert list(needed.needed.tensors) == [0, 1, 2]
-        data = b"".join(bytes(answer.chunk.data) for answer in answers[1:])
-        del answers[1:]
-    (result,) = answers
-    assert result.result.call_id == 1
-    assert result.written == seen
-    got = np.frombuffer(data, np.float32).reshape(velocity.shape)
-    assert np.abs(got - velocity.numpy()).max() < 1e-5
-
-
-def test_what_follows_a_call_unasked_is_not_asked_for(node: Node) -> None:
-    """Nor is it in the way of the next call when its own is refused."""
-    call, tensors, _ = forward_call(2)
-    call.unasked = 3
-    wrong = sampler_pb2.PredictCall()
-    wrong.CopyFrom(call)
-    wrong.call_id, wrong.unasked = 1, 4
-    error, ready, result, *_ = predict(node, (wrong, tensors), (call, tensors))
-    assert isinstance(from_status_bytes(error.error.status), errors.InvalidRequest)
-    assert ready.HasField("ready")
-    assert result.result.call_id == 2
-
-
-def test_a_call_that_is_wrong_does_not_end_the_stream(node: Node) -> None:
-    """It is answered with its error, the next one with its output."""
-    call, tensors, _ = forward_call(2)
-    wrong = sampler_pb2.PredictCall()
-    wrong.CopyFrom(call)
-    wrong.call_id = 1
-    wrong.conditioning.extra["odd"] = 1
-    answers = predict(node, (wrong, tensors), (call, tensors))
-    (error,) = [a.error for a in answers if a.HasField("error")]
-    assert error.call_id == 1
-    assert isinstance(from_status_bytes(error.status), errors.InvalidRequest)
-    assert [a.result.call_id for a in answers if a.HasField("result")] == [2]
-
-
-def test_a_call_that_breaks_ends_the_stream_for_another_executor(node: Node) -> None:
-    """A collective may be broken for good: INTERNAL, to go on elsewhere."""
-
-    def broken() -> None:
-        raise RuntimeError("out of memory")
-
-    node.before.append(broken)
-    call, tensors, _ = forward_call()
-    assert type(failure(lambda: predict(node, (call, tensors)))) is errors.ExecutorFailed
-
-
 def test_more_bytes_than_the_limit_are_refused_before_they_come(node: Node) -> None:
-    """In a run and in a call."""
+    """And not when they have come."""
     large = tensor_pb2.TensorSpec(data_type="DATA_TYPE_F32", shape=[1 << 20])
     job = golden_job()
     job.spec.tensors.append(large)
@@ -585,9 +414,6 @@ def test_more_bytes_than_the_limit_are_refused_before_they_come(node: Node) -> N
     error = failure(lambda: list(node.stub.Run(iter([order]))))
     assert isinstance(error, errors.LimitExceeded)
     assert error.field.startswith("job.tensors")
-    call = sampler_pb2.PredictCall(call_id=99, tensors=[large])
-    (answer,) = predict(node, (call, []))
-    assert isinstance(from_status_bytes(answer.error.status), errors.LimitExceeded)
 
 
 def test_a_local_sampler_joins_no_group(node: Node) -> None:
