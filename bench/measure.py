@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,13 @@ class Options:
     """A look rather than a measurement: fewer rounds, smaller cases."""
     small: bool = False
     """A shorter endurance run."""
+
+    def fewer_ranks(self, least: int) -> int:
+        """So many, but at least `least`, that every other core is left to the service: each of a
+        machine of GPUs has several. Never more than `ranks`.
+        """
+        cores = len(os.sched_getaffinity(0))
+        return min(self.ranks, max(least, cores // 2))
 
     def rounds(self, full: int, quick: int) -> int:
         """How many rounds to measure: as asked for, or what is right for this kind of run."""

@@ -41,11 +41,10 @@ def run(options: Options) -> SuiteResult:
     models = jobs.write_models(options.folder, (0, _STEP_MS))
     calls = options.folder / "calls"
     preload = [synthetic.model_name(_STEP_MS)]
-    with BenchCluster(
-        options.folder, models, nodes=options.ranks, calls=calls, preload=preload
-    ) as cluster:
-        gaps = _gaps(cluster, calls, options)
-        crowd = _crowd(cluster, calls, options)
+    ranks = options.fewer_ranks(2)
+    with BenchCluster(options.folder, models, nodes=ranks, calls=calls, preload=preload) as cluster:
+        gaps = _gaps(cluster, calls, ranks, options)
+        crowd = _crowd(cluster, calls, ranks, options)
     with BenchCluster(options.folder, models, nodes=1) as cluster:
         memory, growth = _endurance(cluster, options)
     goals = [
@@ -63,7 +62,7 @@ def run(options: Options) -> SuiteResult:
     return SuiteResult([gaps], [crowd, memory], goals)
 
 
-def _gaps(cluster: BenchCluster, calls: Path, options: Options) -> Comparison:
+def _gaps(cluster: BenchCluster, calls: Path, ranks: int, options: Options) -> Comparison:
     """How long the transformer rests between jobs, and for comparison between steps."""
     between_jobs: list[float] = []
     between_steps: list[float] = []
@@ -82,14 +81,14 @@ def _gaps(cluster: BenchCluster, calls: Path, options: Options) -> Comparison:
             between_jobs += rests[_STEPS - 1 :: _STEPS]
             between_steps += [r for i, r in enumerate(rests) if (i + 1) % _STEPS]
     series = {"between two jobs": between_jobs, "between two steps": between_steps}
-    return Comparison("the transformer's rest", "ms", series, tail=True)
+    return Comparison(f"the transformer's rest, {ranks} ranks", "ms", series, tail=True)
 
 
 def _rests(calls: Sequence[Call]) -> list[float]:
     return [(after[0] - before[1]) / 1e6 for before, after in pairwise(sorted(calls))]
 
 
-def _crowd(cluster: BenchCluster, calls: Path, options: Options) -> Table:
+def _crowd(cluster: BenchCluster, calls: Path, ranks: int, options: Options) -> Table:
     """Clients that each send one job after another."""
     total = 24 if options.quick else 128
     rows = []
@@ -115,7 +114,7 @@ def _crowd(cluster: BenchCluster, calls: Path, options: Options) -> Table:
         "ms a job, median",
         "ms a job, p99",
     )
-    return Table(f"Jobs of {_STEPS} steps of {_STEP_MS} ms", header, rows)
+    return Table(f"Jobs of {_STEPS} steps of {_STEP_MS} ms on {ranks} ranks", header, rows)
 
 
 def _send(cluster: BenchCluster, options: Options, *, clients: int, total: int) -> list[float]:
@@ -177,7 +176,7 @@ def _endurance(
     shown = samples[:: max(len(samples) // 8, 1)]
     rows = [[count, *(held[name] for name in pids)] for count, held in shown]
     header = ["jobs", *(f"{name}, MiB of its own" for name in pids)]
-    title = f"Memory over {total:,} small jobs, after {_WARM_JOBS:,} to fill what is remembered"
+    title = f"Memory over {total:,} small jobs on 1 rank, after {_WARM_JOBS:,} to fill what is remembered"
     return Table(title, header, rows), growth
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -28,9 +27,8 @@ _MOST_RELAYS = 1.2
 
 def run(options: Options) -> SuiteResult:
     """Measure, with as many ranks as leave cores to the service, and with all that are wanted."""
-    fewer = max((os.cpu_count() or 1) // 2, 1)
     whole = SuiteResult()
-    for ranks in sorted({min(fewer, options.ranks), options.ranks}):
+    for ranks in sorted({options.fewer_ranks(1), options.ranks}):
         folder = options.folder / f"{ranks}-ranks"
         folder.mkdir()
         part = _with_ranks(replace(options, folder=folder, ranks=ranks))
@@ -80,7 +78,7 @@ class _Bench:
             _BARE: lambda: self._bare.run(case.bare_job(self._next_seed())),
             _DITMESH: self._cached(case),
         }
-        rounds = options.rounds(11, 3)
+        rounds = options.rounds(7, 3)
         series = alternate(contestants, rounds)
         return Comparison(title, "ms a job", series, baseline=_BARE)
 
@@ -105,7 +103,7 @@ class _Bench:
             _FRESH: fresh,
         }
         title = f"{of}, fresh conditioning of {nbytes / 2**20:.1f} MiB, {case.steps} steps of 0 ms"
-        series = alternate(contestants, options.rounds(21, 5))
+        series = alternate(contestants, options.rounds(11, 5))
         comparison = Comparison(title, "ms a job", series, baseline=_DITMESH)
         added = comparison.difference(_FRESH) / median(series[_RELAY])
         return comparison, Goal(
