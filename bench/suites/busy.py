@@ -176,7 +176,7 @@ def _endurance(
     shown = samples[:: max(len(samples) // 8, 1)]
     rows = [[count, *(held[name] for name in pids)] for count, held in shown]
     header = ["jobs", *(f"{name}, MiB of its own" for name in pids)]
-    title = f"Memory over {total:,} small jobs on 1 rank, after {_WARM_JOBS:,} to fill what is remembered"
+    title = f"Memory over {total:,} small jobs on 1 rank, after {_WARM_JOBS:,} that are remembered"
     return Table(title, header, rows), growth
 
 
