@@ -25,7 +25,7 @@ def main() -> int:
         report = measure(args)
         report.save(results)
         print(f"wrote {results}")
-    if args.report or not args.suites:
+    if args.report or args.keep or not args.suites:
         from bench import document
 
         for path in document.write(Report.load(results)):
@@ -40,6 +40,8 @@ def measure(args: argparse.Namespace) -> Report:
         options={"reps": args.reps, "ranks": args.ranks, "quick": args.quick, "small": args.small},
     )
     found: dict[str, SuiteResult] = {}
+    if args.keep:
+        found.update(Report.load(args.out / "results.json").suites)
     for name in args.suites or suites.NAMES:
         suite = suites.suite(name)
         print(f"== {suite.TITLE}", flush=True)
@@ -92,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="a look: fewer rounds and cases")
     parser.add_argument("--small", action="store_true", help="a shorter endurance run")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="default: %(default)s")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep what the last run found of the other suites"
+    )
     parser.add_argument(
         "--report", action="store_true", help="measure nothing, write docs/performance.md again"
     )
