@@ -21,6 +21,9 @@ def main() -> int:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     args = _parser().parse_args()
     results = args.out / "results.json"
+    if args.keep and not results.exists():
+        print(f"--keep: there is no earlier run in {results}; leave it out", file=sys.stderr)
+        return 2
     if not args.report:
         report = measure(args)
         report.save(results)

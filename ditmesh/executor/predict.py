@@ -119,7 +119,7 @@ class PredictSession:
             start = next(requests, None)
             if start is None or start.WhichOneof("message") != "start":
                 raise ProtocolError("expected start")
-        future = self._torch_thread.submit(self._compute, call, tensors, opened.model, opened.mesh)
+        future = self._torch_thread.submit(self._compute, call, tensors, opened)
         output = future.result()
         result = sampler_pb2.PredictResult(call_id=call.call_id)
         if not self._engine.leads(opened.mesh):
@@ -144,12 +144,13 @@ class PredictSession:
         self,
         call: sampler_pb2.PredictCall,
         tensors: tuple[WireTensor, ...],
-        name: str,
-        mesh: int,
+        opened: node_pb2.PredictStepOpen,
     ) -> WireTensor:
+        # The group may have gone since the stream was opened: another's collectives are not its.
+        self._engine.require(opened.epoch, opened.mesh)
         try:
             with all_or_none(self._engine):
-                model = self._engine.model(name, mesh, self._patches)
+                model = self._engine.model(opened.model, opened.mesh, self._patches)
                 reader = TensorReader(tensors, model.device, self._kept)
                 x = reader[call.x]
                 timestep = torch.tensor(

@@ -184,6 +184,25 @@ def test_a_model_that_cannot_be_loaded_keeps_the_others_from_beginning(
     assert not aborted
 
 
+def test_a_call_of_a_group_that_has_gone_is_refused(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stream was opened in time; the model is not asked, in another group least of all."""
+    asked: list[bool] = []
+    opened = iter([True])
+
+    def require(epoch: int, mesh: int) -> None:
+        if not next(opened, False):
+            raise errors.StaleEpoch("this node is in epoch 2, not 1")
+
+    monkeypatch.setattr(node.servicer._engine, "require", require)
+    node.before.append(lambda: asked.append(True))
+    call, tensors, _ = forward_call()
+    (error,) = [a.error for a in predict(node, (call, tensors)) if a.HasField("error")]
+    assert isinstance(from_status_bytes(error.status), errors.StaleEpoch)
+    assert not asked
+
+
 def test_a_rank_that_fails_alone_breaks_the_group(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:

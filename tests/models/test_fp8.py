@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from bench.flux_shaped import FLUX_DEV
 from ditmesh.models import fp8
 from ditmesh.models import patches as wp
 from ditmesh.models.family import Conditioning
@@ -89,17 +90,8 @@ def test_memory_is_half_and_counted_to_the_byte(info: ModelInfo) -> None:
     kept = {name for name, p in module.named_parameters() if p.dtype == fp8.STORAGE}
     assert all("transformer_blocks." in name for name in kept)
     assert not any("norm_q" in name or "embed" in name for name in kept)
-    config = dataclasses.replace(
-        info.config,
-        num_layers=19,
-        num_single_layers=38,
-        num_heads=24,
-        head_dim=128,
-        text_dim=4096,
-        pooled_dim=768,
-    )
     flux_dev = dataclasses.replace(
-        info, config=config, num_parameters=11_901_408_320, num_heads=24, head_dim=128
+        info, config=FLUX_DEV, num_parameters=11_901_408_320, num_heads=24, head_dim=128
     )
     card = 24e9
     assert 2 * memory_bytes(flux_dev, "bfloat16", fp8_weights=True) < 1.1 * card
