@@ -31,7 +31,9 @@ from coordinator.sampler_service import SamplerServicer
 from coordinator.scheduler import Scheduler
 from ditmesh import chunk_messages, telemetry
 from ditmesh.content import ContentStore
-from ditmesh.security import Tokens, require_safe
+from ditmesh.errors import InvalidMesh
+from ditmesh.security import Tokens, UnsafeListener, require_safe
+from ditmesh.supervisor import MISCONFIGURED
 from ditmesh.v1 import (
     cluster_pb2,
     cluster_pb2_grpc,
@@ -57,13 +59,16 @@ _SERVICES = (
 
 
 def run(config: CoordinatorConfig) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    """Serve until SIGTERM or SIGINT; returns the exit code, MISCONFIGURED when it cannot run so."""
     logging.basicConfig(
         level=config.log_level, format="%(asctime)s coordinator %(levelname)s %(message)s"
     )
     exporting = telemetry.setup(config.telemetry)
     try:
         asyncio.run(Coordinator(config, exporting.metrics).serve())
+    except (InvalidMesh, UnsafeListener) as error:
+        log.critical("%s", error)
+        return MISCONFIGURED
     finally:
         exporting.shutdown()
     return 0

@@ -14,6 +14,8 @@ from ditmesh.executor.engine import Engine
 from ditmesh.executor.models import ModelCache
 from ditmesh.executor.server import ExecutorConfig, serve
 from ditmesh.models.info import ModelInfo
+from ditmesh.security import UnsafeListener
+from ditmesh.supervisor import MISCONFIGURED
 from gpu_node.engine import GroupEngine
 from gpu_node.execution import Execution
 from gpu_node.parallel import runtime
@@ -37,18 +39,23 @@ class NodeConfig:
 
 
 def run(config: NodeConfig) -> int:
-    """Serve until told to stop; returns the exit code."""
+    """Serve until told to stop; returns the exit code, MISCONFIGURED when it cannot run so."""
     logging.basicConfig(
         level=config.log_level, format=f"%(asctime)s node {config.executor.listen} %(message)s"
     )
+    try:
+        return _serve(config)
+    except (InvalidRequest, UnsafeListener) as error:
+        log.critical("%s", error)
+        return MISCONFIGURED
+
+
+def _serve(config: NodeConfig) -> int:
+    """Raises InvalidRequest and UnsafeListener for what its configuration asks in vain."""
     device = torch.device(config.device)
     dtype = torch_dtype(config.execution.dtype)
     runtime.prepare(device.type)
-    try:
-        runtime.check(config.execution, device, dtype)
-    except InvalidRequest as error:
-        log.critical("%s", error)
-        return 2
+    runtime.check(config.execution, device, dtype)
 
     def load(info: ModelInfo) -> torch.nn.Module:
         return load_transformer(info, device=device, dtype=dtype, execution=config.execution)

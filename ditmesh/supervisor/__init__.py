@@ -14,7 +14,7 @@ What holds for every child:
 * Whatever it leaves behind in its process group is killed when it ends.
 """
 
-from ditmesh.supervisor.children import ChildSpec
+from ditmesh.supervisor.children import MISCONFIGURED, ChildSpec
 from ditmesh.supervisor.supervise import Backoff, ChildEvent, Supervisor, tell
 
-__all__ = ["Backoff", "ChildEvent", "ChildSpec", "Supervisor", "tell"]
+__all__ = ["MISCONFIGURED", "Backoff", "ChildEvent", "ChildSpec", "Supervisor", "tell"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from ditmesh.supervisor.children import (
+    MISCONFIGURED,
     ChildSpec,
     ended_children,
     fork,
@@ -52,6 +53,8 @@ def tell(event: ChildEvent) -> None:
     """Say on stderr what a child did that it should not; for `Supervisor`'s `on_event`."""
     if event.kind == "ended" and event.delay_s is not None:
         words = f"ended with code {event.code}; starting it again in {event.delay_s:g} s"
+    elif event.kind == "ended" and event.code == MISCONFIGURED:
+        words = "cannot run as it is configured; stopping"
     elif event.kind == "killed":
         words = "did not stop in time and was killed"
     else:
@@ -85,6 +88,9 @@ class _Child:
 
 class Supervisor:
     """Runs `children` until a signal or the end of one that is not restarted.
+
+    That is one without `restart`, and one that says by its exit code that it is MISCONFIGURED: to
+    start it again would not help, and the others are configured alike.
 
     start_method: "fork" on CPU, "spawn" on CUDA.
     preload: modules to import, or "module:function" to call, once before the first fork.
@@ -199,12 +205,13 @@ class Supervisor:
     def _ended(self, child: _Child, code: int) -> None:
         now = time.monotonic()
         delay = None
-        if child.spec.restart and not self._stopping:
+        restart = child.spec.restart and code != MISCONFIGURED
+        if restart and not self._stopping:
             delay = child.backoff.after(now - child.started_at)
             child.start_at = now + delay
         self._tell("ended", child, code=code, delay_s=delay)
         child.pid = None
-        if not child.spec.restart and not self._stopping:
+        if not restart and not self._stopping:
             self._stop(code)
 
     def _kill_overdue(self) -> None:

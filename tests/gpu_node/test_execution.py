@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gpu_node import app
+from ditmesh.errors import InvalidRequest
+from ditmesh.supervisor import MISCONFIGURED
+from gpu_node import app, node
 from gpu_node.execution import Execution
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -47,6 +49,33 @@ def test_what_cannot_run_is_refused_with_words(
     """Nothing starts, the exit code is that of a wrong option."""
     assert app.main(["--models", str(MODELS), "--device", "cpu", *options]) == 2
     assert f"error: {words}" in capsys.readouterr().err
+
+
+def _refuse(execution: Execution, *device: object) -> None:
+    if execution.attention != "auto":
+        raise InvalidRequest(f"--attention {execution.attention}: this GPU is too old for it")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--attention", "math"], "--attention math: this GPU is too old for it"),
+        (["--host", "0.0.0.0"], "can be reached from other machines"),
+    ],
+)
+def test_what_only_a_rank_finds_out_is_not_tried_again(
+    options: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It says why, and tells its supervisor that to start it again would not help."""
+    monkeypatch.setattr(node.runtime, "prepare", lambda device_type: None)
+    monkeypatch.setattr(node.runtime, "check", _refuse)
+    (spec,) = app.children(_parsed("--device", "cpu", *options), tmp_path)
+    assert node.run(spec.args) == MISCONFIGURED
+    assert words in caplog.text
 
 
 def test_a_kernel_that_is_not_installed_is_named() -> None:

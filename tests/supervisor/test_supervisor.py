@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ditmesh.supervisor import Backoff, ChildEvent, ChildSpec, Supervisor, tell
+from ditmesh.supervisor import MISCONFIGURED, Backoff, ChildEvent, ChildSpec, Supervisor, tell
 from tests.supervisor.driver import Driver, child, gone, wait_until
 from tests.supervisor.targets import WAIT_S
 
@@ -60,11 +60,13 @@ def test_restarts_and_kills_are_told(capsys: pytest.CaptureFixture[str]) -> None
         ChildEvent("stopping", "node3", 42),
         ChildEvent("killed", "node3", 42),
         ChildEvent("ended", "node3", 42, code=137),
+        ChildEvent("ended", "node4", 43, code=MISCONFIGURED),
     ):
         tell(event)
-    first, second = capsys.readouterr().err.splitlines()
+    first, second, third = capsys.readouterr().err.splitlines()
     assert first.endswith("node3 ended with code 137; starting it again in 0.2 s (process 41)")
     assert second.endswith("node3 did not stop in time and was killed (process 42)")
+    assert third.endswith("node4 cannot run as it is configured; stopping (process 43)")
 
 
 def test_stop_during_a_pause_cancels_the_restart(start: Callable[..., Driver]) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
+from ditmesh.cli.exit_codes import USAGE
+from ditmesh.supervisor import MISCONFIGURED
 from tests.supervisor.driver import Driver, child, gone, wait_until
 from tests.supervisor.targets import WAIT_S
 
@@ -99,6 +101,20 @@ def test_end_of_a_child_not_restarted_ends_all(
     assert ("RuntimeError: boom" in err) == (how == "boom")
     assert {e["child"] for e in driver.events("ended")} == {"main", "other"}
     assert [event["delay_s"] for event in driver.events("ended")] == [None, None]
+
+
+def test_a_child_that_is_misconfigured_is_not_started_again(start: Callable[..., Driver]) -> None:
+    """It would say the same for ever. All end, with the exit code of a wrong option."""
+    assert MISCONFIGURED == USAGE
+    wrong = child("rank", "leave", MISCONFIGURED)
+    driver = start(child("other", "stop_on_term", "other"), wrong)
+
+    assert driver.finish() == (MISCONFIGURED, "")
+    assert [event["child"] for event in driver.events("started")] == ["other", "rank"]
+    assert {e["child"]: e["delay_s"] for e in driver.events("ended")} == {
+        "other": None,
+        "rank": None,
+    }
 
 
 def test_signal_death_of_a_child_not_restarted_is_told(start: Callable[..., Driver]) -> None:
