@@ -1,9 +1,9 @@
-"""The newest states of the job in hand, on every rank, and how they are sent."""
+"""The newest states of the jobs in hand, on every rank, and how they are sent."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -17,34 +17,31 @@ from ditmesh.v1 import job_pb2, node_pb2
 
 M = TypeVar("M")
 
-_KEPT = 2
+# One may have its result on the way while the next does its steps.
+_JOBS = 2
 
 
 class StateKeeper:
-    """The last two states of the last job. Thread-safe.
-
-    Two, because a rank may be a step ahead of another that is lost with it.
-    """
+    """The newest state of each of the last two jobs. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._job_id = ""
-        self._states: deque[StepDone] = deque(maxlen=_KEPT)
+        self._newest: OrderedDict[str, StepDone] = OrderedDict()
 
     def keep(self, job_id: str, done: StepDone) -> None:
         """A step of the job is done here."""
         with self._lock:
-            if job_id != self._job_id:
-                self._job_id = job_id
-                self._states.clear()
-            self._states.append(done)
+            self._newest[job_id] = done
+            self._newest.move_to_end(job_id)
+            if len(self._newest) > _JOBS:
+                self._newest.popitem(last=False)
 
     def newest(self, job_id: str) -> StepDone:
         """The newest state. Raises UnknownJob."""
         with self._lock:
-            if job_id != self._job_id or not self._states:
+            if job_id not in self._newest:
                 raise UnknownJob(f"no state of job {job_id!r} is held here")
-            return self._states[-1]
+            return self._newest[job_id]
 
 
 def encode_state(state: State) -> tuple[job_pb2.JobState, tuple[WireTensor, ...]]:

@@ -385,6 +385,19 @@ def test_the_newest_state_can_be_fetched_and_is_its_own_jobs_only(node: Node) ->
     assert isinstance(error, errors.UnknownJob)
 
 
+def test_states_are_kept_while_the_next_job_does_its_steps(node: Node) -> None:
+    """A leader that dies with a result on its way costs no step; what is older takes no memory."""
+    for job_id in ("oldest", "sent", "next"):
+        node.run(golden_job(job_id=job_id, stop_after_step=2))
+
+    def kept(job_id: str) -> int:
+        first, *_ = node.stub.FetchState(pb.FetchStateRequest(job_id=job_id))
+        return int(first.state.state.step)
+
+    assert [kept("sent"), kept("next")] == [2, 2]
+    assert isinstance(failure(lambda: kept("oldest")), errors.UnknownJob)
+
+
 def test_threads_do_not_pile_up(node: Node) -> None:
     """A stream leaves nothing behind."""
     node.run(golden_job())
