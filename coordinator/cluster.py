@@ -75,8 +75,8 @@ class Cluster:
         held = self.local.models().get(model.name) if self.local else None
         return held is not None and held.fingerprint == model.fingerprint
 
-    def group_facts(self, model: cluster_pb2.Model | None) -> GroupFacts:
-        """The group as a job for that model sees it."""
+    def group_facts(self, model: cluster_pb2.Model | None, *, alone: bool = False) -> GroupFacts:
+        """The group as a job for that model sees it; `alone`: one that does not line up."""
         formed = self.group.formed
         now = asyncio.get_running_loop().time()
         if formed is not None:
@@ -87,7 +87,7 @@ class Cluster:
         return GroupFacts(
             configured=bool(self.group.links),
             ready=formed is not None and self.group.accepting,
-            free=self._turns["group"].free,
+            free=self._is_free("group", alone),
             forming=self.group.phase is GroupPhase.FORMING,
             has_model=formed is not None and model is not None and formed.has_model(model),
             waited_s=now - self._group_seen_at,
@@ -95,14 +95,16 @@ class Cluster:
         )
 
     def local_facts(
-        self, model: cluster_pb2.Model | None, cells: int, steps_left: int
+        self, model: cluster_pb2.Model | None, cells: int, steps_left: int, *, alone: bool = False
     ) -> LocalFacts:
-        """The local sampler as a job of `cells` latent cells and `steps_left` steps sees it."""
+        """The local sampler as a job of `cells` latent cells and `steps_left` steps sees it;
+        `alone`: one that does not line up.
+        """
         up = self.local is not None and self.local.up
         rate = self._cell_s.get(("local", model.name)) if model is not None else None
         return LocalFacts(
             available=up,
-            free=self._turns["local"].free,
+            free=self._is_free("local", alone),
             has_model=model is not None and self.local_has(model),
             estimate_s=None if rate is None else rate * cells * steps_left,
             problem="" if self.local is None else self.local.view.problem,
@@ -196,6 +198,10 @@ class Cluster:
         """The group could not do its work: it forms anew."""
         if self.group.formed is not None and self.group.formed.epoch == executor.epoch:
             self.group.report_failure(executor.epoch, why)
+
+    def _is_free(self, executor: str, alone: bool) -> bool:
+        turns = self._turns[executor]
+        return turns.idle if alone else turns.free
 
     def _executor(self, formed: FormedGroup, index: int) -> Executor:
         key = (formed.epoch, index)

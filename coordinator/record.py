@@ -12,6 +12,7 @@ from coordinator.admission import Admitted
 from coordinator.executors import Executor
 from coordinator.lifecycle.job import JobEffect, JobEvent, JobPhase, advance
 from coordinator.lifecycle.ladder import Decision
+from coordinator.lifecycle.losses import Losses
 from coordinator.member import RunEnd, StepReport
 from coordinator.scheduler import Claim
 from coordinator.stopping import StopRequest
@@ -103,12 +104,9 @@ class JobRecord:
     error: DitmeshError | None = None
     moved: Moved | None = None
     """Why the last executor has it no more, until the next one has it."""
-    losses: int = 0
-    """Times that the group was lost since it last finished a step."""
+    losses: Losses = field(default_factory=Losses)
     restored: bool = False
     """Whether it comes out of the journal, and its executors may hold newer states."""
-    local_losses: int = 0
-    """Times that the local sampler failed since it last finished a step."""
     group_excluded: str = ""
     end: RunEnd | None = None
     stop: StopRequest = field(default_factory=StopRequest)

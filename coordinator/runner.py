@@ -36,11 +36,6 @@ from ditmesh.v1 import sampler_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-# A job that costs the group twice without a step in between is given to the local sampler, lest it
-# go round for ever.
-_MAX_GROUP_LOSSES = 2
-# One that the local sampler fails at so often without a step in between cannot be done.
-_MAX_LOCAL_LOSSES = 3
 _STOP_S = 5.0
 _FETCH_S = 1.0
 
@@ -189,6 +184,7 @@ class Runner:
             deadline=record.deadline,
             split=guided,
             group_excluded=record.group_excluded,
+            alone=record.losses.any,
             on_position=tell,
             # A restored job has to look for its newest state first.
             on_next=lambda executor: ahead.begin(None if record.restored else executor),
@@ -253,17 +249,15 @@ class Runner:
             self._cluster.local_failed(error.message)
         # By the state: steps of which none is left are no progress.
         advanced = record.step > record.segments[-1].first_step
-        # What broke may have broken under the job that this one lined up behind.
-        counts = 0 if grant.turn.lined_up else 1
+        too_often = record.losses.note(
+            executor.name, advanced=advanced, lined_up=grant.turn.lined_up
+        )
         if executor.name == "local":
-            record.local_losses = 1 if advanced else record.local_losses + counts
-            if isinstance(error, BadResult) or record.local_losses >= _MAX_LOCAL_LOSSES:
+            if isinstance(error, BadResult) or too_often:
                 self.fail(record, error)
                 return
-        else:
-            record.losses = 1 if advanced else record.losses + counts
-            if not isinstance(error, GroupLost) or record.losses >= _MAX_GROUP_LOSSES:
-                record.group_excluded = error.reason
+        elif not isinstance(error, GroupLost) or too_often:
+            record.group_excluded = error.reason
         if isinstance(error, BadResult):
             # Where such a state comes from, those before it are not to be trusted either.
             record.snapshot = None

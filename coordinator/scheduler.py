@@ -45,6 +45,8 @@ class Claim:
     on_group_free: Callable[[], None] = lambda: None
     """Called while the work runs locally only for want of a group, once the group is free and
     would be faster."""
+    alone: bool = False
+    """Whether it wants an executor on which nothing of other work is left, and does not line up."""
     waits_locally: bool = False
     """Whether it has a place in the local sampler's queue. Work that has begun is never refused
     one."""
@@ -108,8 +110,11 @@ class Scheduler:
         """The work is about to end: the next claim has the executor, and lines up behind it.
 
         Only for work that all members have in hand, so that none of them can begin with what
-        comes after it.
+        comes after it. Not while a claim waits for an executor to itself: others would line up
+        before it again and again.
         """
+        if any(claim.alone for claim in self._waiting):
+            return
         self._cluster.hand_on(grant.executor, grant.turn)
 
     def release(self, grant: Grant) -> None:
@@ -145,7 +150,7 @@ class Scheduler:
     def _waits_for_turn(self, claim: Claim) -> bool:
         """Whether nothing but the work on the group keeps it from having it."""
         model = self._cluster.models().get(claim.model)
-        group = self._cluster.group_facts(model)
+        group = self._cluster.group_facts(model, alone=claim.alone)
         wants = claim.policy is not Policy.LOCAL_ONLY and not claim.group_excluded
         return wants and group.ready and group.has_model and not group.free
 
@@ -172,8 +177,8 @@ class Scheduler:
     def _consider(self, claim: Claim) -> None:
         now = asyncio.get_running_loop().time()
         model = self._cluster.models().get(claim.model)
-        group = self._cluster.group_facts(model)
-        local = self._cluster.local_facts(model, claim.cells, claim.steps_left)
+        group = self._cluster.group_facts(model, alone=claim.alone)
+        local = self._cluster.local_facts(model, claim.cells, claim.steps_left, alone=claim.alone)
         local = replace(local, full=self._local_is_full(claim))
         decision = decide(
             JobFacts(

@@ -88,6 +88,6 @@ def test_a_preparation_that_fails_costs_nothing() -> None:
                 steps.release()
             assert await made.ended(second) is None
             assert second.phase is JobPhase.SUCCEEDED
-            assert second.losses == 0
+            assert not second.losses.any
 
     run(test())

@@ -137,7 +137,7 @@ def test_a_group_lost_under_the_job_before_is_not_held_against_the_next() -> Non
             script = w.scripts["group"]
             first, second, steps = await two(w, 3)
             await until(lambda: "second" in script.started)
-            second.losses = 1
+            second.losses.note("group", advanced=False, lined_up=False)
             script.fail[3] = GroupLost("rank 1 died")
             for _ in range(10):
                 steps.release()
@@ -145,6 +145,38 @@ def test_a_group_lost_under_the_job_before_is_not_held_against_the_next() -> Non
             assert [s.executor for s in second.segments] == ["group", "group"]
             assert sorted(script.runs) == [("first", 0), ("first", 3), ("second", 0)]
             assert [f.reason for f in second.fallbacks] == ["GROUP_LOST"]
+
+    run(test())
+
+
+def test_a_job_that_kills_what_it_lines_up_on_is_found_out() -> None:
+    """In its first step, while the result of the job before it is on its way: that one starts over
+    and is not blamed, and nobody lines up with either until it is known whose doing it was.
+    """
+
+    async def test() -> None:
+        async with world() as w:
+            script = w.scripts["group"]
+            script.sends_states = False
+            first, second, steps = await two(w, 0)
+            third, _ = await w.begin(*make_job("third"))
+
+            async def poison(step: int) -> None:
+                if script.runs[-1][0] == "second":
+                    raise GroupLost("rank 0 died")
+
+            async def cut_off() -> None:
+                script.after = None
+                await until(lambda: w.group.failures)
+                raise GroupLost("rank 0 died")
+
+            script.before, script.after = poison, cut_off
+            steps.release()
+            await both_end(w, first, second, third)
+            assert [s.executor for s in first.segments] == ["group", "group"]
+            assert [s.executor for s in second.segments] == ["group", "group", "local"]
+            assert [s.executor for s in third.segments] == ["group"]
+            assert len(w.group.failures) == 2
 
     run(test())
 

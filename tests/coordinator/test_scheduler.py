@@ -214,6 +214,36 @@ def test_a_waiting_claim_does_not_block_another_executor() -> None:
     run(test())
 
 
+def test_who_wants_an_executor_alone_does_not_line_up_and_is_not_overtaken() -> None:
+    """Others would line up before it again and again; behind it they may."""
+
+    async def test() -> None:
+        async with world(local=False) as w:
+            leaving = await w.scheduler.acquire(claim())
+            w.scheduler.hand_on(leaving)
+            alone = asyncio.create_task(w.scheduler.acquire(claim(alone=True), first=True))
+            await asyncio.sleep(0)
+            assert not alone.done()
+            at_work = await w.scheduler.acquire(claim())
+            (later,) = await waiting(w, claim())
+            w.scheduler.hand_on(at_work)
+            w.scheduler.release(leaving)
+            w.scheduler.hand_on(at_work)
+            await asyncio.sleep(0)
+            assert not alone.done()
+            assert not later.done()
+            w.scheduler.release(at_work)
+            grant = await alone
+            assert not grant.turn.lined_up
+            w.scheduler.hand_on(grant)
+            last = await later
+            assert last.turn.lined_up
+            w.scheduler.release(grant)
+            w.scheduler.release(last)
+
+    run(test())
+
+
 def test_a_refusal_says_why_and_when_to_come_back() -> None:
     """Unavailable with a delay; the claim is out of the queue."""
 
