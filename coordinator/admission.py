@@ -47,14 +47,14 @@ class Admitted:
 
     @property
     def nbytes(self) -> int:
-        """The most bytes that are held for the job at once: its declared tensors, its newest state
-        and the one that is coming, the result, and a preview.
+        """The most bytes that are held for the job at once: its declared tensors, its two newest
+        states and the one that is coming, the result, and a preview.
         """
         latent = math.prod(self.latent_shape) * DataType.F32.itemsize
         state = latent * (1 + len(SAMPLERS[self.spec.sampler].history))
         result = latent + (state if self.spec.return_state else 0)
         preview = min(3 * self.cells, PREVIEW_BYTES) if self.spec.HasField("preview") else 0
-        return sum(spec.nbytes for spec in self.specs) + 2 * state + result + preview
+        return sum(spec.nbytes for spec in self.specs) + 3 * state + result + preview
 
 
 def admit(spec: pb.JobSpec, model: cluster_pb2.Model, limits: Limits) -> Admitted:

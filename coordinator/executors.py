@@ -28,6 +28,7 @@ from ditmesh.errors import (
     InternalError,
     InvalidRequest,
     JobCancelled,
+    RanksDiffer,
     StaleEpoch,
     Unavailable,
     UnknownModel,
@@ -214,6 +215,10 @@ class Executor:
         for _, error in known:
             if isinstance(error, InvalidRequest) or not isinstance(error, DitmeshError):
                 return error
+        for rank, error in known:
+            if isinstance(error, RanksDiffer):
+                # Before a death, too: it says what the states are worth.
+                return RanksDiffer(f"at {self.members[rank].address}, {error.message}")
         for rank, link in enumerate(self.members):
             if not link.up:
                 return self._lost(rank, f"is gone ({link.view.problem})")

@@ -19,6 +19,10 @@ class JobLog(Protocol):
         """The job has a new state."""
         ...
 
+    def set_back(self, record: JobRecord) -> None:
+        """The job goes on from an earlier state, or begins again: its later states are void."""
+        ...
+
     def ended(self, record: JobRecord) -> None:
         """The job has its result, or its error."""
         ...
@@ -39,6 +43,9 @@ class NoJournal:
         """See `JobLog`."""
 
     def stepped(self, record: JobRecord) -> None:
+        """See `JobLog`."""
+
+    def set_back(self, record: JobRecord) -> None:
         """See `JobLog`."""
 
     def ended(self, record: JobRecord) -> None:

@@ -122,6 +122,16 @@ class Journal:
         self._stepped_at[key] = now
         self._write_state(key, snapshot)
 
+    def set_back(self, record: JobRecord) -> None:
+        """See `JobLog`."""
+        key = _key(record)
+        if key not in self._bytes:
+            return
+        if record.snapshot is not None:
+            self._write_state(key, record.snapshot)
+        else:
+            self._write("DELETE FROM state WHERE scope = ? AND id = ?", lambda: key)
+
     def _write_state(self, key: tuple[str, str], snapshot: Snapshot) -> None:
         with self._lock:
             waits = key in self._unwritten

@@ -101,6 +101,9 @@ class JobRecord:
     phase: JobPhase = JobPhase.RECEIVING
     job: Job | None = None
     snapshot: Snapshot | None = None
+    """Its newest state. Others set it by `keep`, `take_back` and `begin_again`."""
+    compared: Snapshot | None = None
+    """The state before that: ranks compare theirs before each step, so all had this one."""
     error: DitmeshError | None = None
     moved: Moved | None = None
     """Why the last executor has it no more, until the next one has it."""
@@ -140,6 +143,19 @@ class JobRecord:
     def step(self) -> int:
         """Steps finished in the newest state: the job goes on from there."""
         return self.snapshot.step if self.snapshot is not None else self.admitted.first_step
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """There is a newer state."""
+        self.snapshot, self.compared = snapshot, self.snapshot
+
+    def take_back(self) -> None:
+        """The ranks differ in what the last step made: go on from a state that all of them had."""
+        if self.segments[-1].first_step < self.step == self.reached:
+            self.snapshot = self.compared
+
+    def begin_again(self) -> None:
+        """None of its states is to be trusted."""
+        self.snapshot = self.compared = None
 
     def current_job(self) -> Job:
         """The job as it goes on from its newest state."""
@@ -214,7 +230,8 @@ class JobRecord:
         """The job has ended: free what nobody who comes back is told, and wake the listeners."""
         self.ended_at = time.monotonic()
         self.over.set()
-        self.job = self.snapshot = self.claim = None
+        self.begin_again()
+        self.job = self.claim = None
         self.admitted = replace(self.admitted, spec=_NO_SPEC, specs=())
         self.unpin()
         if self.deadline_timer is not None:

@@ -29,6 +29,7 @@ from ditmesh.errors import (
     ExecutorFailed,
     GroupLost,
     JobCancelled,
+    RanksDiffer,
 )
 from ditmesh.rpc_status import as_ditmesh_error
 from ditmesh.v1 import node_pb2
@@ -244,7 +245,11 @@ class Runner:
         record.moved = Moved(error.reason, error.message)
         if isinstance(error, GroupLost):
             self._cluster.group_failed(executor, str(error))
-            await self._catch_up(record, executor)
+            if isinstance(error, RanksDiffer):
+                # What the members hold is what they differ in.
+                record.take_back()
+            else:
+                await self._catch_up(record, executor)
         elif executor.name == "local" and not isinstance(error, BadResult):
             self._cluster.local_failed(error.message)
         # By the state: steps of which none is left are no progress.
@@ -260,7 +265,9 @@ class Runner:
             record.group_excluded = error.reason
         if isinstance(error, BadResult):
             # Where such a state comes from, those before it are not to be trusted either.
-            record.snapshot = None
+            record.begin_again()
+        if isinstance(error, (BadResult, RanksDiffer)):
+            self._journal.set_back(record)
         self.apply(record, JobEvent.LOST)
 
     async def _catch_up(self, record: JobRecord, executor: Executor) -> None:
@@ -271,7 +278,8 @@ class Runner:
             after_step=record.step,
             timeout_s=_FETCH_S,
         )
-        record.snapshot = newer or record.snapshot
+        if newer is not None:
+            record.keep(newer)
 
     def _note_fallback(self, record: JobRecord, grant: Grant) -> None:
         """Make visible that the job did not stay, or did not go, where it belongs."""

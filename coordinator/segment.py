@@ -72,7 +72,7 @@ class Segment:
         """A step is done, or the state of one that is known has come."""
         record, book = self._record, self._book
         if report.snapshot is not None:
-            record.snapshot = report.snapshot
+            record.keep(report.snapshot)
             book.journal.stepped(record)
         if report.step <= record.segments[-1].end_step:
             # Only its state was missing.

@@ -18,7 +18,8 @@
     │   └── Draining          UNAVAILABLE          this process is shutting down
     ├── StaleEpoch            ABORTED              a message from a group that is no more
     ├── ExecutorFailed        INTERNAL             whoever ran the job failed; its state lives on
-    │   ├── GroupLost         INTERNAL             a rank died, hung or disagreed
+    │   ├── GroupLost         INTERNAL             a rank died or hung
+    │   │   └── RanksDiffer   INTERNAL             one has another latent than the others
     │   └── BadResult         INTERNAL             not finite, or the noise itself: never an answer
     └── InternalError         INTERNAL             a defect of ditmesh itself
 
@@ -185,9 +186,15 @@ class ExecutorFailed(DitmeshError):
 
 
 class GroupLost(ExecutorFailed):
-    """A rank died, hung, or disagreed with the others."""
+    """A rank died or hung, or ranks hold different states."""
 
     reason = "GROUP_LOST"
+
+
+class RanksDiffer(GroupLost):
+    """A rank holds another state than its leader: no one can tell whose is right."""
+
+    reason = "RANKS_DIFFER"
 
 
 class BadResult(ExecutorFailed):

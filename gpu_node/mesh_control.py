@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from ditmesh.errors import BadResult, GroupLost
+from ditmesh.errors import BadResult, GroupLost, RanksDiffer
 from ditmesh.executor.control import StopFlag, StopReason
 from ditmesh.mesh import MeshSpec
 from ditmesh.sampling import State
@@ -40,7 +40,7 @@ class MeshControl:
             raise GroupLost(f"rank {self._group.rank} is at another job than the leader")
         if decided[1:] != mine[1:]:
             self._group.abort()
-            raise GroupLost(
+            raise RanksDiffer(
                 f"rank {self._group.rank} is at step {state.step} with checksum {checksum}, the "
                 f"leader at step {decided[1]} with {decided[2]}"
             )

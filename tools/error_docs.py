@@ -32,6 +32,7 @@ REACTIONS = {
     "STALE_EPOCH": "Clients never see it: the coordinator moves the job to the new group.",
     "EXECUTOR_FAILED": "Send the job under a new id, from the last state if you have one.",
     "GROUP_LOST": "Send the job under a new id: the group forms anew. Or allow the fallback.",
+    "RANKS_DIFFER": "As after `GROUP_LOST`; if it comes again, a GPU miscomputes.",
     "BAD_RESULT": "Try another seed or sampler, or smaller weight changes; else tell the operator.",
     "INTERNAL_ERROR": "Report it with the trace id of the job; the server's log has the traceback.",
 }

@@ -210,7 +210,8 @@ class Script:
     """Those of them that were not, or no longer, wanted."""
     unprepared: list[str] = field(default_factory=list)
     """Those that cannot be."""
-    sends_states: bool = True
+    sends_state: Callable[[int], bool] = lambda step: True
+    """Whether the state after the step of that number goes along."""
     tells: Callable[[int], bool] = lambda step: True
     """Whether the step of that number, from 1, is told of."""
     after: Callable[[], Awaitable[None]] | None = None
@@ -340,7 +341,7 @@ class FakeExecutor:
                 return RunEnd(stop.reason, None, ())
             revision = SAMPLERS[spec.sampler].revision
             state = job_pb.JobState(step=step + 1, sampler_revision=revision, latent=0)
-            snapshot = Snapshot(state, (latent,)) if script.sends_states else None
+            snapshot = Snapshot(state, (latent,)) if script.sends_state(step + 1) else None
             if script.tells(step + 1):
                 on_step(StepReport(step + 1, 0.5, None, snapshot))
             await asyncio.sleep(0)
@@ -379,8 +380,9 @@ class World:
         self.cluster = Cluster(self.group, self.local, settle_s=0.0)  # type: ignore[arg-type]
         self.scheduler = Scheduler(self.cluster, regroup_wait_s=timing.regroup_wait)
         self.metrics = telemetry.Metrics()
-        self.runner = Runner(self.scheduler, self.cluster, self.metrics, NoJournal())
-        self.jobs = JobTable(self.runner, self.cluster, limits, timing, NoJournal())
+        self.journal = NoJournal()
+        self.runner = Runner(self.scheduler, self.cluster, self.metrics, self.journal)
+        self.jobs = JobTable(self.runner, self.cluster, limits, timing, self.journal)
 
     async def begin(
         self,

@@ -225,6 +225,21 @@ def test_every_step_that_was_finished_is_reported_before_a_loss(
     run(test())
 
 
+def test_ranks_that_differ_are_told_whoever_else_fails() -> None:
+    """The others lose their group by it, and one may be gone: what counts is that no one knows
+    whose state is right.
+    """
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+            nodes[0].at["end"] = aborting(errors.GroupLost("its collective broke off"))
+            nodes[1].at["end"] = aborting(errors.RanksDiffer("rank 1 is at step 2"))
+            with pytest.raises(errors.RanksDiffer, match="rank 1 is at step 2"):
+                await work(made)
+
+    run(test())
+
+
 @pytest.mark.parametrize(
     ("raised", "kind", "name"),
     [

@@ -319,11 +319,11 @@ def test_the_queue_has_an_end() -> None:
 
 
 def test_bytes_in_flight_have_a_budget() -> None:
-    """Declared inputs, two states and the result to come are counted; what can never fit is told
+    """Declared inputs, three states and the result to come are counted; what can never fit is told
     apart.
     """
     text, latent = 4 * (128 + 32), 4 * 16 * 16
-    whole = text + 3 * latent
+    whole = text + 4 * latent
 
     async def test() -> None:
         async with served(limits=Limits(in_flight_bytes=2 * whole)) as s:
@@ -349,7 +349,7 @@ def test_bytes_in_flight_have_a_budget() -> None:
 def test_results_that_nobody_fetches_give_way_to_work() -> None:
     """The oldest first, and one that is being read stays."""
     latent = 4 * 16 * 16
-    total = 4 * (128 + 32) + 3 * latent
+    total = 4 * (128 + 32) + 4 * latent
 
     async def test() -> None:
         async with world(limits=Limits(in_flight_bytes=total + 2 * latent), timing=PATIENT) as w:
@@ -462,7 +462,7 @@ def test_a_slow_listener_keeps_one_preview() -> None:
 @pytest.mark.parametrize("short_of", ["places", "bytes"])
 def test_who_sends_too_slowly_gives_way(short_of: str) -> None:
     """Silent clients cannot keep others out: when a place or bytes are needed, theirs go."""
-    whole = 4 * (128 + 32) + 3 * 4 * 16 * 16
+    whole = 4 * (128 + 32) + 4 * 4 * 16 * 16
     limits = Limits(queued_jobs=0) if short_of == "places" else Limits(in_flight_bytes=whole + 100)
 
     async def test() -> None:

@@ -128,6 +128,33 @@ def test_a_state_a_second_and_the_last_one_of_all(
     run(test())
 
 
+@pytest.mark.parametrize("left", [[2], []])
+def test_a_state_that_was_taken_back_is_not_gone_on_from(
+    left: list[int], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However short a time ago the last one was written: the next process finds the one before it,
+    or none.
+    """
+    monkeypatch.setattr(module, "_STATE_INTERVAL_S", 3600.0)
+
+    async def test() -> None:
+        async with running_job() as (_, record):
+            journal = Journal(path, max_bytes=MIB)
+            journal.taken(record)
+            record.keep(snapshot(3))
+            journal.stepped(record)
+            record.begin_again()
+            for step in left:
+                record.keep(snapshot(step))
+            journal.set_back(record)
+            assert _states(journal) == left
+            journal.close()
+            (found,) = reopened(path)
+            assert found.snapshot == (snapshot(2) if left else None)
+
+    run(test())
+
+
 def _states(journal: Journal) -> list[int]:
     """The steps of the states that are in the file now."""
     rows = journal._thread.submit(

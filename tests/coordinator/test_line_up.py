@@ -157,7 +157,7 @@ def test_a_job_that_kills_what_it_lines_up_on_is_found_out() -> None:
     async def test() -> None:
         async with world() as w:
             script = w.scripts["group"]
-            script.sends_states = False
+            script.sends_state = lambda step: False
             first, second, steps = await two(w, 0)
             third, _ = await w.begin(*make_job("third"))
 

@@ -18,6 +18,7 @@ from ditmesh.errors import (
     GroupLost,
     InvalidRequest,
     JobCancelled,
+    RanksDiffer,
     Unavailable,
 )
 from ditmesh.v1 import job_pb2
@@ -154,6 +155,57 @@ def test_a_bad_result_starts_again_on_the_local_sampler() -> None:
     run(test())
 
 
+@pytest.mark.parametrize(
+    ("sent", "goes_on_from"),
+    [((1, 2, 3), 2), ((1, 2), 2), ((1, 3), 1), ((3,), 0), ((), 0)],
+    ids=str,
+)
+def test_ranks_that_differ_take_the_newest_state_with_them(
+    sent: tuple[int, ...], goes_on_from: int
+) -> None:
+    """It may be the wrong one. Those before it were compared by all ranks before they went on, and
+    so the job does not begin again. The journal hears of it.
+    """
+
+    async def test() -> None:
+        async with world() as w:
+            script = w.scripts["group"]
+            script.sends_state = lambda step: step in sent
+            script.fail[3] = RanksDiffer("rank 1 is at step 3 with another latent")
+            set_back: list[int] = []
+            w.journal.set_back = lambda record: set_back.append(record.step)  # type: ignore[method-assign]
+            record, _ = await w.begin(*make_job(steps=4))
+            assert await w.ended(record) is None
+            assert script.runs == [("job", 0), ("job", goes_on_from)]
+            assert fallbacks(record.summary()) == [("group", "group", "RANKS_DIFFER")]
+            assert record.summary().fallbacks[0].repeated_steps == 3 - goes_on_from
+            assert set_back == [goes_on_from]
+            assert len(w.group.failures) == 1
+
+    run(test())
+
+
+def test_ranks_that_differ_before_their_first_step_had_a_sound_state() -> None:
+    """It went to all of them from here; twice is enough all the same."""
+
+    async def test() -> None:
+        async with world() as w:
+            script = w.scripts["group"]
+            script.fail[2] = GroupLost("rank 1 died")
+
+            async def differ(step: int) -> None:
+                if len(script.runs) > 1:
+                    raise RanksDiffer("rank 1 is at step 2 with another latent")
+
+            script.before = differ
+            record, _ = await w.begin(*make_job(steps=4))
+            assert await w.ended(record) is None
+            assert script.runs == [("job", 0), ("job", 2)]
+            assert segments(record.summary())[-1] == ("local", 2, 4)
+
+    run(test())
+
+
 def test_a_model_missing_on_the_group_leads_to_the_local_sampler_at_once() -> None:
     """An executor that failed without being lost is not tried again with this job."""
 
@@ -225,7 +277,7 @@ def test_a_local_sampler_that_fails_again_and_again_at_one_step_fails_the_job(at
     async def test() -> None:
         async with world(nodes=0) as w:
             w.scripts["local"].before = die
-            w.scripts["local"].sends_states = False
+            w.scripts["local"].sends_state = lambda step: False
             record, _ = await w.begin(*make_job(steps=4))
             assert isinstance(await w.ended(record), ExecutorFailed)
 

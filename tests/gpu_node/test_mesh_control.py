@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditmesh.errors import BadResult, GroupLost
+from ditmesh.errors import BadResult, GroupLost, RanksDiffer
 from ditmesh.executor.control import GO_ON, StopFlag
 from ditmesh.mesh import MeshSpec
 from ditmesh.sampling import State
@@ -84,7 +84,7 @@ def test_another_state_than_the_leaders(differs: int) -> None:
     ranks = Ranks()
     ranks.leader = [GO_ON, *said(latent(SHAPES[0]))[1:]]
     ranks.leader[differs] += 1
-    with pytest.raises(GroupLost, match="rank 1 is at step 1"):
+    with pytest.raises(RanksDiffer, match="rank 1 is at step 1"):
         control(ranks).agree(State(1, latent(SHAPES[0])))
     assert ranks.aborted
 
