@@ -152,9 +152,9 @@ class Cluster:
         return counts
 
     @property
-    def at_work(self) -> bool:
-        """Whether some executor has work."""
-        return not all(turns.idle for turns in self._turns.values())
+    def at_work(self) -> int:
+        """How much work is on an executor at once, of the one that has most."""
+        return max(turns.there for turns in self._turns.values())
 
     def take_group(self, *, split: bool) -> tuple[Executor, Turn]:
         """The group's mesh for a job; `split`: it has two guidance branches."""

@@ -81,7 +81,7 @@ class Scheduler:
         """Claims before this one, at work or waiting; 0 for one that has its executor."""
         if claim not in self._waiting:
             return 0
-        return self._waiting.index(claim) + int(self._cluster.at_work)
+        return self._waiting.index(claim) + self._cluster.at_work
 
     async def acquire(self, claim: Claim, *, first: bool = False) -> Grant:
         """Wait for an executor; `first` puts the claim before all others.

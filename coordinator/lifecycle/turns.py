@@ -37,9 +37,14 @@ class Turns:
         return self._at_work is None
 
     @property
+    def there(self) -> int:
+        """How many share it, up to two."""
+        return sum(turn is not None for turn in (self._at_work, self._leaving))
+
+    @property
     def idle(self) -> bool:
         """Whether nothing of any work is left on it."""
-        return self._at_work is None and self._leaving is None
+        return not self.there
 
     def take(self) -> Turn:
         """The next turn. Raises NotItsTurn unless it is free."""

@@ -82,6 +82,29 @@ def test_positions_are_told_when_they_change_and_only_then() -> None:
     run(test())
 
 
+def test_work_that_lined_up_is_before_a_claim_too() -> None:
+    """So is the work before it, until its result has come."""
+
+    async def test() -> None:
+        async with world() as w:
+            heard: list[int] = []
+            leaving = await w.scheduler.acquire(claim())
+            lined_up, waits = await waiting(w, claim(), claim(on_position=heard.append))
+            w.scheduler.hand_on(leaving)
+            at_work = await lined_up
+            local = await w.scheduler.acquire(claim(Policy.LOCAL_ONLY))
+            w.scheduler.pump()
+            assert heard == [2]
+            w.scheduler.release(leaving)
+            await until(lambda: heard == [2, 1])
+            w.scheduler.release(local)
+            w.scheduler.release(at_work)
+            w.scheduler.release(await waits)
+            assert heard == [2, 1, 0]
+
+    run(test())
+
+
 @pytest.mark.parametrize("released_first", [True, False])
 def test_a_grant_in_the_moment_of_a_cancel_is_given_on(released_first: bool) -> None:
     """Whichever comes first in one turn of the loop, the executor is not lost."""

@@ -54,6 +54,7 @@ def test_whatever_happens_one_is_at_work_and_one_leaves(events: list[tuple[str, 
             with pytest.raises(NotItsTurn):
                 turns.give_back(turn)
         assert len(there) <= 2
+        assert turns.there == len(there)
         assert turns.idle == (not there)
         assert turns.free or there
         if len(there) == 2:
