@@ -10,6 +10,7 @@ from typing import Any, cast
 import grpc.aio
 
 from coordinator.nodes import NodeLink
+from coordinator.record import JobRecord
 from ditmesh.errors import DitmeshError
 from ditmesh.exchange import Receiver, read_specs
 from ditmesh.jobs import Snapshot
@@ -17,24 +18,25 @@ from ditmesh.v1 import node_pb2 as pb
 
 log = logging.getLogger(__name__)
 
+_FETCH_S = 1.0
 _MAX_STATE_BYTES = 4 << 30
 
 
-async def newest_state(
-    members: Sequence[NodeLink], job_id: str, *, after_step: int, timeout_s: float
-) -> Snapshot | None:
-    """The newest state of the job among the members that still answer, if newer than
-    `after_step`; None if there is none or they take too long.
+async def catch_up(record: JobRecord, members: Sequence[NodeLink]) -> None:
+    """Have the job go on from a newer state than the coordinator's, if there is one among the
+    members that still answer.
     """
-    asking = [_fetch(link, job_id, after_step) for link in members if link.up]
+    job_id = record.admitted.spec.job_id
+    asking = [_fetch(link, job_id, record.step) for link in members if link.up]
     if not asking:
-        return None
+        return
     tasks = [asyncio.create_task(coroutine) for coroutine in asking]
-    done, pending = await asyncio.wait(tasks, timeout=timeout_s)
+    done, pending = await asyncio.wait(tasks, timeout=_FETCH_S)
     for task in pending:
         task.cancel()
     found = [snapshot for task in done if (snapshot := task.result()) is not None]
-    return max(found, key=lambda snapshot: snapshot.step, default=None)
+    if found and not record.phase.ended:
+        record.keep(max(found, key=lambda snapshot: snapshot.step))
 
 
 async def _fetch(link: NodeLink, job_id: str, after_step: int) -> Snapshot | None:

@@ -17,7 +17,7 @@ from coordinator.job_log import JobLog
 from coordinator.lifecycle.job import JobEffect, JobEvent, JobPhase
 from coordinator.member import PreparedRun, RunEnd
 from coordinator.record import JobRecord, Moved, bare
-from coordinator.recovery import newest_state
+from coordinator.recovery import catch_up
 from coordinator.scheduler import Claim, Grant, Scheduler
 from coordinator.segment import Segments
 from ditmesh import telemetry
@@ -38,7 +38,6 @@ from ditmesh.v1 import sampler_pb2 as pb
 log = logging.getLogger(__name__)
 
 _STOP_S = 5.0
-_FETCH_S = 1.0
 
 
 class Runner:
@@ -62,7 +61,7 @@ class Runner:
     @property
     def running(self) -> int:
         """Jobs that an executor works on."""
-        working = (JobPhase.RUNNING, JobPhase.STOPPING)
+        working = (JobPhase.LINED_UP, JobPhase.RUNNING, JobPhase.STOPPING)
         return sum(record.phase in working for record in self._running.values())
 
     def position(self, record: JobRecord) -> int:
@@ -158,9 +157,9 @@ class Runner:
         try:
             if record.restored:
                 record.restored = False
-                await self._catch_up(record, grant.executor)
+                await catch_up(record, grant.executor.members)
             self._note_fallback(record, grant)
-            self.apply(record, JobEvent.START)
+            self.apply(record, JobEvent.LINE_UP if grant.turn.lined_up else JobEvent.START)
             self._ended(record, await self._run(record, grant, ahead))
         except ExecutorFailed as error:
             await self._lost(record, grant, error)
@@ -223,6 +222,9 @@ class Runner:
                 segment.end()
 
     def _ended(self, record: JobRecord, end: RunEnd) -> None:
+        if record.phase.ended:
+            # It was stopped while it was lined up, and its executor has left it out by now.
+            return
         if end.stopped == node_pb2.STOP_REASON_UNSPECIFIED:
             record.end = end
             self.apply(record, JobEvent.FINISH)
@@ -245,13 +247,15 @@ class Runner:
         record.moved = Moved(error.reason, error.message)
         if isinstance(error, GroupLost):
             self._cluster.group_failed(executor, str(error))
-            if isinstance(error, RanksDiffer):
-                # What the members hold is what they differ in.
-                record.take_back()
-            else:
-                await self._catch_up(record, executor)
         elif executor.name == "local" and not isinstance(error, BadResult):
             self._cluster.local_failed(error.message)
+        if isinstance(error, RanksDiffer):
+            # What the members hold is what they differ in.
+            record.take_back()
+        elif isinstance(error, GroupLost) and not record.phase.ended:
+            await catch_up(record, executor.members)
+        if record.phase.ended:
+            return
         # By the state: steps of which none is left are no progress.
         advanced = record.step > record.segments[-1].first_step
         too_often = record.losses.note(
@@ -269,17 +273,6 @@ class Runner:
         if isinstance(error, (BadResult, RanksDiffer)):
             self._journal.set_back(record)
         self.apply(record, JobEvent.LOST)
-
-    async def _catch_up(self, record: JobRecord, executor: Executor) -> None:
-        """Go on from a newer state than the coordinator's, if a member holds one."""
-        newer = await newest_state(
-            executor.members,
-            record.admitted.spec.job_id,
-            after_step=record.step,
-            timeout_s=_FETCH_S,
-        )
-        if newer is not None:
-            record.keep(newer)
 
     def _note_fallback(self, record: JobRecord, grant: Grant) -> None:
         """Make visible that the job did not stay, or did not go, where it belongs."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from coordinator.cluster import Cluster
 from coordinator.executors import Executor
 from coordinator.job_log import JobLog
+from coordinator.lifecycle.job import JobEvent, JobPhase
 from coordinator.member import StepReport
 from coordinator.record import JobRecord
 from coordinator.scheduler import Grant
@@ -71,6 +72,9 @@ class Segment:
     def step(self, report: StepReport) -> None:
         """A step is done, or the state of one that is known has come."""
         record, book = self._record, self._book
+        if record.phase.ended:
+            # Stopped while it was lined up; its executor is about to hear of it.
+            return
         if report.snapshot is not None:
             record.keep(report.snapshot)
             book.journal.stepped(record)
@@ -91,6 +95,8 @@ class Segment:
         else:
             self._stepped, self._began = True, began
             record.steps_begin(began)
+            if record.phase is JobPhase.LINED_UP:
+                record.apply(JobEvent.START)
         # Here too: what a rank recorded dies with it.
         self._span.event("step", step=report.step, sigma=report.sigma, seconds=seconds)
         record.step_done(report)

@@ -1,11 +1,14 @@
 """The life of a job.
 
     RECEIVING ──complete──> QUEUED ──start──> RUNNING ──finish──> SUCCEEDED
-                              ^                 │ │
-                              └──────lost───────┘ └──stop──> STOPPING ──any end──> FAILED
+                             │  ^               ^ │ │
+                        line_up └─────lost──────│─┘ └──stop──> STOPPING ──any end──> FAILED
+                             v                  │
+                          LINED_UP ────start────┘
 
-A stop in RECEIVING or QUEUED, and a fail anywhere, end in FAILED; the error that goes with
-it says whether that was a cancel, a deadline or a defect.
+A stop before RUNNING, and a fail anywhere, end in FAILED; the error that goes with it says whether
+that was a cancel, a deadline or a defect. What has LINED_UP behind other work is with its executor,
+but nothing is lost if it ends at once: the executor leaves it out when its turn comes.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ class JobPhase(enum.Enum):
 
     RECEIVING = "receiving"
     QUEUED = "queued"
+    LINED_UP = "lined_up"
     RUNNING = "running"
     STOPPING = "stopping"
     SUCCEEDED = "succeeded"
@@ -33,7 +37,8 @@ class JobEvent(enum.Enum):
     """What can happen to a job."""
 
     COMPLETE = "every input is here"
-    START = "an executor took it"
+    LINE_UP = "an executor took it, and has other work before it"
+    START = "an executor works on it"
     FINISH = "the executor delivered the result"
     LOST = "the executor failed; the newest state can go on elsewhere"
     STOPPED = "the executor stopped as it was told"
@@ -60,8 +65,15 @@ _TRANSITIONS: dict[tuple[JobPhase, JobEvent], tuple[JobPhase, tuple[JobEffect, .
     (_P.RECEIVING, _E.STOP): (_P.FAILED, (_F.REPORT,)),
     (_P.RECEIVING, _E.FAIL): (_P.FAILED, (_F.REPORT,)),
     (_P.QUEUED, _E.START): (_P.RUNNING, ()),
+    (_P.QUEUED, _E.LINE_UP): (_P.LINED_UP, ()),
     (_P.QUEUED, _E.STOP): (_P.FAILED, (_F.WITHDRAW, _F.REPORT)),
     (_P.QUEUED, _E.FAIL): (_P.FAILED, (_F.REPORT,)),
+    (_P.LINED_UP, _E.START): (_P.RUNNING, ()),
+    (_P.LINED_UP, _E.FINISH): (_P.SUCCEEDED, (_F.REPORT,)),
+    (_P.LINED_UP, _E.LOST): (_P.QUEUED, ()),
+    (_P.LINED_UP, _E.STOPPED): (_P.FAILED, (_F.REPORT,)),
+    (_P.LINED_UP, _E.STOP): (_P.FAILED, (_F.STOP_EXECUTOR, _F.REPORT)),
+    (_P.LINED_UP, _E.FAIL): (_P.FAILED, (_F.REPORT,)),
     (_P.RUNNING, _E.FINISH): (_P.SUCCEEDED, (_F.REPORT,)),
     (_P.RUNNING, _E.LOST): (_P.QUEUED, ()),
     (_P.RUNNING, _E.STOPPED): (_P.FAILED, (_F.REPORT,)),

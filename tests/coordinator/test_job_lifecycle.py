@@ -37,7 +37,14 @@ def test_a_stop_is_possible_at_any_time(phase: JobPhase) -> None:
     after, effects = advance(phase, E.STOP)
     assert after in (P.STOPPING, P.FAILED, P.SUCCEEDED)
     assert (F.WITHDRAW in effects) == (phase is P.QUEUED)
-    assert (F.STOP_EXECUTOR in effects) == (phase is P.RUNNING)
+    assert (F.STOP_EXECUTOR in effects) == (phase in (P.LINED_UP, P.RUNNING))
+
+
+def test_what_has_lined_up_ends_at_once() -> None:
+    """Its executor leaves it out in its turn; nobody waits for the work before it."""
+    phase, effects = advance(P.LINED_UP, E.STOP)
+    assert phase is P.FAILED
+    assert effects == (F.STOP_EXECUTOR, F.REPORT)
 
 
 @pytest.mark.parametrize("phase", [p for p in P if not p.ended])
@@ -54,7 +61,7 @@ def test_who_asked_for_the_end_gets_it(event: JobEvent) -> None:
 
 def test_a_lost_job_queues_again() -> None:
     """Its state goes on elsewhere; nobody is told of an end."""
-    assert advance(P.RUNNING, E.LOST) == (P.QUEUED, ())
+    assert advance(P.RUNNING, E.LOST) == advance(P.LINED_UP, E.LOST) == (P.QUEUED, ())
 
 
 @given(st.lists(st.sampled_from(list(E)), max_size=40))
@@ -69,7 +76,7 @@ def test_no_sequence_of_events_reports_twice_or_leaves_an_end(events: list[JobEv
         if phase.ended:
             assert after is phase
         if after is P.RUNNING:
-            assert phase in (P.QUEUED, P.RUNNING)
+            assert phase in (P.QUEUED, P.LINED_UP, P.RUNNING)
         reports += effects.count(F.REPORT)
         phase = after
     assert reports == phase.ended

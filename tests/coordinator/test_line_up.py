@@ -44,7 +44,7 @@ def test_the_next_job_is_started_when_the_last_step_begins_and_not_before() -> N
             assert script.started == ["first"]
             steps.release()
             await until(lambda: script.started == ["first", "second"])
-            assert second.phase is JobPhase.RUNNING
+            assert second.phase is JobPhase.LINED_UP
             assert script.runs == [("first", 0)]
             for _ in range(5):
                 steps.release()
@@ -211,6 +211,36 @@ def test_a_cancel_of_either_leaves_the_other_alone(which: int) -> None:
                 jobs[2].release()
             assert isinstance(await w.ended(jobs[which]), JobCancelled)
             assert await w.ended(jobs[1 - which]) is None
+
+    run(test())
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_cancel_of_a_job_that_lined_up_takes_effect_at_once(breaks: bool) -> None:
+    """Not with the step of the job before it, whatever becomes of that one; its executor leaves it
+    out when its turn comes, and only then is another let in.
+    """
+
+    async def test() -> None:
+        async with world() as w:
+            script = w.scripts["group"]
+            first, second, steps = await two(w, 3)
+            await until(lambda: "second" in script.started)
+            third, _ = await w.begin(*make_job("third"))
+            assert second.phase is JobPhase.LINED_UP
+            assert w.runner.running == 2
+            w.runner.stop(second, CANCEL)
+            assert second.phase is JobPhase.FAILED
+            await asyncio.sleep(0.02)
+            assert script.started == ["first", "second"]
+            if breaks:
+                script.fail[3] = GroupLost("rank 1 died")
+            for _ in range(12):
+                steps.release()
+            await both_end(w, first, third)
+            assert isinstance(await w.ended(second), JobCancelled)
+            assert (second.snapshot, second.end) == (None, None)
+            assert second.reached == 0
 
     run(test())
 
