@@ -1,45 +1,34 @@
-"""Jobs by id: coming back for them, limits, and that nothing is held for longer than it must."""
+"""Jobs by id: over the wire, taken up again, and left by everybody."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import weakref
 from dataclasses import replace
 
 import grpc
 import pytest
 
-from coordinator.config import Limits, Timing
+from coordinator.config import Timing
 from coordinator.lifecycle.job import JobPhase
-from coordinator.record import Listener
 from ditmesh.errors import (
     BadResult,
-    DitmeshError,
-    Draining,
     JobCancelled,
     JobExists,
-    LimitExceeded,
-    Overloaded,
     Unavailable,
 )
 from ditmesh.rpc_status import from_rpc_error
-from ditmesh.v1 import job_pb2, tensor_pb2
 from ditmesh.v1 import sampler_pb2 as pb
 from tests.coordinator.client import read_all, served
 from tests.coordinator.fakes import (
+    PATIENT,
     TIMING,
-    f32,
     gate,
     make_job,
     messages,
     run,
-    settled,
     until,
     world,
 )
-
-PATIENT = Timing(reattach=5.0, keep_result=5.0, settle=0.0, regroup_wait=0.2)
 
 
 def kinds(answers: list[pb.SampleResponse]) -> list[str | None]:
@@ -298,112 +287,6 @@ def test_a_deadline_while_inputs_come_ends_the_job_cleanly() -> None:
     run(test())
 
 
-def test_the_queue_has_an_end() -> None:
-    """RESOURCE_EXHAUSTED with a delay; jobs that have ended do not count."""
-
-    async def test() -> None:
-        async with served(limits=Limits(queued_jobs=2)) as s:
-            w = s.world
-            semaphore, w.scripts["group"].before = gate()
-            records = [(await w.begin(*make_job(f"job{i}")))[0] for i in range(3)]
-            error = await s.refused(*make_job("more"))
-            assert isinstance(error, Overloaded)
-            assert error.retry_after_s
-            for _ in range(16):
-                semaphore.release()
-            for record in records:
-                assert await w.ended(record) is None
-            await s.sample(*make_job("more"))
-
-    run(test())
-
-
-def test_bytes_in_flight_have_a_budget() -> None:
-    """Declared inputs, three states and the result to come are counted; what can never fit is told
-    apart.
-    """
-    text, latent = 4 * (128 + 32), 4 * 16 * 16
-    whole = text + 4 * latent
-
-    async def test() -> None:
-        async with served(limits=Limits(in_flight_bytes=2 * whole)) as s:
-            w = s.world
-            semaphore, w.scripts["group"].before = gate()
-            one, _ = await w.begin(*make_job("one"))
-            assert w.jobs.bytes_in_flight == whole
-            two, _ = await w.begin(*make_job("two"))
-            error = await s.refused(*make_job("three"))
-            assert isinstance(error, Overloaded)
-            assert error.retry_after_s
-            never = await s.refused(*make_job("never", tensors=[f32(2000)]))
-            assert isinstance(never, LimitExceeded)
-            for _ in range(8):
-                semaphore.release()
-            for record in (one, two):
-                assert await w.ended(record) is None
-            assert w.jobs.bytes_in_flight == 2 * latent
-
-    run(test())
-
-
-def test_results_that_nobody_fetches_give_way_to_work() -> None:
-    """The oldest first, and one that is being read stays."""
-    latent = 4 * 16 * 16
-    total = 4 * (128 + 32) + 4 * latent
-
-    async def test() -> None:
-        async with world(limits=Limits(in_flight_bytes=total + 2 * latent), timing=PATIENT) as w:
-            records = []
-            for name in ("read", "old", "new"):
-                record, listener = await w.begin(*make_job(name))
-                assert await w.ended(record) is None
-                if name != "read":
-                    w.jobs.detach(record, listener)
-                records.append(record)
-            again, _ = await w.begin(*make_job("work"))
-            held = [r.job_id for r in w.jobs._records.values()]
-            assert held == ["read", "new", "work"]
-            assert await w.ended(again) is None
-            for timer in w.jobs._timers.values():
-                timer.cancel()
-
-    run(test())
-
-
-def test_jobs_that_ended_are_kept_in_bounded_number() -> None:
-    """A client that cancels thousands of jobs does not fill the memory with their ends."""
-
-    async def test() -> None:
-        async with world(limits=Limits(kept_jobs=5), timing=PATIENT) as w:
-            for number in range(12):
-                record, listener = await w.begin(*make_job(f"job{number}"))
-                w.runner.stop(record, JobCancelled("enough"))
-                w.jobs.detach(record, listener)
-                await w.ended(record)
-            assert len(w.jobs._records) <= 6
-            assert len(w.jobs._timers) == len(w.jobs._records)
-            assert "job11" in {r.job_id for r in w.jobs._records.values()}
-            for timer in w.jobs._timers.values():
-                timer.cancel()
-
-    run(test())
-
-
-def test_a_coordinator_that_drains_takes_nothing_new() -> None:
-    """But whoever comes back for a job gets it."""
-
-    async def test() -> None:
-        async with served() as s:
-            await s.sample(*make_job())
-            s.world.jobs.drain()
-            error = await s.refused(*make_job("new"))
-            assert isinstance(error, Draining)
-            assert error.retry_after_s
-            assert (await s.sample(*make_job()))[0].accepted.resumed
-
-    run(test())
-
-
 def test_two_streams_with_one_new_id_start_one_job() -> None:
     """Whichever is first has it; the other is told to come back."""
 
@@ -416,141 +299,5 @@ def test_two_streams_with_one_new_id_start_one_job() -> None:
             assert len(s.world.scripts["group"].runs) == 1
             for end in ends:
                 assert isinstance(end, (list, Unavailable))
-
-    run(test())
-
-
-def test_a_slow_listener_loses_old_progress_and_never_the_end() -> None:
-    """Memory does not grow with a client that does not read."""
-
-    async def test() -> None:
-        async with world() as w:
-            record, listener = await w.begin(*make_job(steps=100))
-            assert await w.ended(record) is None
-            heard = await messages(listener)
-            assert len(heard) == 32
-            assert heard[-1].progress.step == 100
-
-    run(test())
-
-
-def test_a_slow_listener_keeps_one_preview() -> None:
-    """The newest: they are large. Another listener of the same job loses none by that."""
-    picture = tensor_pb2.InlineTensor(data=b"rgb")
-
-    async def test() -> None:
-        slow, quick = Listener(), Listener()
-        seen = 0
-        for step in range(1, 9):
-            message = pb.SampleResponse(progress=pb.Progress(step=step))
-            if step % 2:
-                message.progress.preview.CopyFrom(picture)
-            for listener in (slow, quick):
-                listener.push(message)
-            heard = await quick.next()
-            assert heard is not None
-            seen += heard.progress.HasField("preview")
-        assert seen == 4
-        slow.end()
-        unread = await messages(slow)
-        assert [m.progress.step for m in unread] == list(range(1, 9))
-        assert [m.progress.step for m in unread if m.progress.HasField("preview")] == [7]
-
-    run(test())
-
-
-@pytest.mark.parametrize("short_of", ["places", "bytes"])
-def test_who_sends_too_slowly_gives_way(short_of: str) -> None:
-    """Silent clients cannot keep others out: when a place or bytes are needed, theirs go."""
-    whole = 4 * (128 + 32) + 4 * 4 * 16 * 16
-    limits = Limits(queued_jobs=0) if short_of == "places" else Limits(in_flight_bytes=whole + 100)
-
-    async def test() -> None:
-        async with served(limits=limits) as s:
-            silent = s.stub.Sample()
-            await silent.write(pb.SampleRequest(job=make_job("silent")[0]))
-            assert (await silent.read()).HasField("needed")
-            spec, tensors = make_job("other")
-            assert isinstance(await s.refused(spec, tensors), Overloaded)
-            (record,) = s.world.jobs._records.values()
-            record.accepted_at -= 3.0
-            assert (await s.sample(spec, tensors))[-1].HasField("summary")
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await silent.read()
-            error = from_rpc_error(caught.value)
-            assert isinstance(error, Overloaded)
-            assert "too slowly" in error.message
-            assert [r.job_id for r in s.world.jobs._records.values()] == ["other"]
-
-    run(test())
-
-
-def test_a_thousand_cancelled_jobs_leave_nothing() -> None:
-    """Cancelled in every phase: no record, timer, listener, task or byte stays, nor any tensor."""
-
-    async def test() -> None:
-        timing = Timing(reattach=0.01, keep_result=0.0, settle=0.0, regroup_wait=0.2)
-        async with world(limits=Limits(queued_jobs=2000), timing=timing) as w:
-            alive = []
-            for number in range(1000):
-                spec, tensors = make_job(f"job{number}", steps=3)
-                record, listener = await w.begin(spec, tensors, remaining_s=60.0)
-                alive += [weakref.ref(record), weakref.ref(record.admitted)]
-                alive += [weakref.ref(tensor) for tensor in tensors]
-                for _ in range(number % 7):
-                    await asyncio.sleep(0)
-                if number % 3:
-                    w.runner.stop(record, JobCancelled("enough"))
-                w.jobs.detach(record, listener)
-                del record, listener, spec, tensors
-            await until(lambda: not w.jobs._records, timeout_s=20.0)
-            await until(lambda: not w.runner._running)
-            assert w.jobs.bytes_in_flight == 0
-            assert not w.jobs._timers
-            await settled(w.at_work)
-            await asyncio.sleep(0.05)
-            gc.collect()
-            assert not [reference() for reference in alive if reference() is not None]
-
-    run(test())
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_job_that_is_remembered_holds_nothing_of_what_went_in(fails: bool) -> None:
-    """Neither its tensors, not even through the traceback of its error, nor its spec nor its
-    coroutine: thousands are remembered.
-    """
-
-    async def test() -> None:
-        async with world(nodes=0, timing=PATIENT) as w:
-            if fails:
-                w.scripts["local"].fail[1] = DitmeshError("it broke")
-            spec, tensors = make_job(tensors=[f32(1000)])
-            record, listener = await w.begin(spec, tensors)
-            alive = [weakref.ref(tensor) for tensor in tensors]
-            alive += [weakref.ref(record.admitted), weakref.ref(record.task)]
-            assert (await w.ended(record) is not None) == fails
-            w.jobs.detach(record, listener)
-            del tensors
-            gc.collect()
-            assert not [reference() for reference in alive if reference() is not None]
-            assert w.jobs._records
-            for timer in w.jobs._timers.values():
-                timer.cancel()
-
-    run(test())
-
-
-def test_unknown_fields_of_a_spec_are_not_carried_along() -> None:
-    """Nobody stores megabytes in fields that this version does not know."""
-
-    async def test() -> None:
-        async with world() as w:
-            spec, tensors = make_job()
-            odd = job_pb2.JobSpec.FromString(spec.SerializeToString() + b"\xfa\x7f\x03abc")
-            assert len(odd.SerializeToString()) > len(spec.SerializeToString())
-            record, _ = await w.begin(odd, tensors)
-            assert b"abc" not in record.admitted.spec.SerializeToString()
-            await w.ended(record)
 
     run(test())
