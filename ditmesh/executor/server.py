@@ -14,7 +14,7 @@ import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from ditmesh import chunk_messages, telemetry
+from ditmesh import chunk_messages, heap, telemetry
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.servicer import NodeServicer, ServicerLimits
 from ditmesh.security import TlsFiles, require_safe
@@ -77,6 +77,7 @@ def serve(
     require_safe(
         config.listen, protected=config.tls.authority is not None, insecure=config.insecure
     )
+    heap.keep_freed()
     torch.set_num_threads(config.threads)
     signals = {signal.SIGTERM, signal.SIGINT}
     # Blocked before any thread starts, so that all of them leave the signals to sigwait.
