@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from coordinator.rendezvous import Rendezvous
+from ditmesh import heap
 from ditmesh.mesh import MeshSpec
 from ditmesh.models.family import Conditioning
 
@@ -124,6 +125,7 @@ def _serve(
 
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
+    heap.keep_freed()  # as a node does
     torch.set_num_threads(1)
     group = runtime.join(
         _store(address),

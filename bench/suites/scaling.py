@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -19,16 +20,17 @@ _ITEM_BYTES = 4
 _WIDE: dict[str, Any] = {
     "in_channels": 64,
     "num_layers": 1,
-    "num_single_layers": 2,
-    "attention_head_dim": 64,
-    "num_attention_heads": 16,
+    "num_single_layers": 1,
+    "attention_head_dim": 128,
+    "num_attention_heads": 12,
     "joint_attention_dim": 256,
     "pooled_projection_dim": 64,
     "guidance_embeds": False,
-    "axes_dims_rope": (16, 24, 24),
+    "axes_dims_rope": (16, 56, 56),
 }
 _NARROW: dict[str, Any] = {
     **_WIDE,
+    "num_single_layers": 2,
     "num_attention_heads": 8,
     "attention_head_dim": 32,
     "axes_dims_rope": (8, 12, 12),
@@ -49,10 +51,9 @@ def run(options: Options) -> SuiteResult:
 
 
 def _speedup(options: Options) -> tuple[list[Comparison], list[Goal]]:
-    rows = 32 if options.quick else 64
-    image = Work(rows, 48 if not options.quick else 32, _TEXT_TOKENS)
-    guided = Work(image.rows, image.columns, _TEXT_TOKENS, branches=2)
-    rounds = options.rounds(7, 3)
+    image = Work(64, 32 if options.quick else 128, _TEXT_TOKENS)
+    guided = replace(image, branches=2)
+    rounds = options.rounds(5, 3)
     with RankGroup(2, _WIDE, (_ONE, _TWO, _ULYSSES, _SPLIT)) as group:
         plain = alternate(
             {
