@@ -55,17 +55,20 @@ class MemberRun:
 
     async def prepare(self, order: node_pb2.RunJob, share: Share) -> None:
         """Bring the job and what the member lacks; returns when it is ready to start."""
-        await self._write(node_pb2.RunRequest(job=order))
-        answer = await self._read("needed")
-        shared = await share.offer(self.link, answer.needed.tensors)
-        if shared is not None:
-            await self._write(node_pb2.RunRequest(shared=shared))
-            answer = await self._read("needed", "ready")
+        offered = await share.offer(self.link, share.new_to(self.link))
+        await self._write(node_pb2.RunRequest(job=order, offered=offered))
+        answer = await self._read("needed", "ready")
+        if answer.HasField("needed"):
+            shared = await share.offer(self.link, answer.needed.tensors)
+            if shared is not None:
+                await self._write(node_pb2.RunRequest(shared=shared))
+                answer = await self._read("needed", "ready")
         if answer.HasField("needed"):
             needed = answer.needed.tensors
             for message in chunk_messages(node_pb2.RunRequest, share.tensors, needed):
                 await self._write(message)
             await self._read("ready")
+        share.given_to(self.link)
 
     async def start(self) -> None:
         """Begin; every member of the mesh is ready."""

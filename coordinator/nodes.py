@@ -12,6 +12,7 @@ from collections.abc import Callable
 import grpc
 import grpc.aio
 
+from coordinator.given import Given
 from coordinator.lifecycle import node as lifecycle
 from coordinator.lifecycle.node import Change, Lost, NodeView, Report
 from ditmesh import chunk_messages
@@ -57,6 +58,7 @@ class NodeLink:
         self.view = NodeView()
         self.seen = False
         self.report: pb.WatchResponse | None = None
+        self.given = Given()
         self._silence_s = silence_s
         self._on_change = on_change
         self._ours = ours
@@ -165,7 +167,10 @@ class NodeLink:
         self._apply(Lost(why))
 
     def _apply(self, event: Report | Lost) -> None:
+        known = self.view.incarnation
         self.view, changes = lifecycle.advance(self.view, event)
+        if self.view.incarnation != known:
+            self.given.clear()
         if isinstance(event, Lost):
             self.report = None
             self._lost.set()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from coordinator.memory_pool import MemoryPool
 from coordinator.nodes import NodeLink
 from ditmesh.errors import InternalError
-from ditmesh.shared_memory import MAPPED_FROM_BYTES, Memory, host_id
+from ditmesh.shared_memory import Memory, host_id
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import node_pb2
 
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 _INLINE_BYTES = 1 << 20
 # Enough for a picture of 1024x1024: its latent, and the model's output.
 _KEPT_BYTES = 4 << 20
+# One for all executors: what the next job needs is of the sizes that the last one had.
+_POOL = MemoryPool()
 
 
 class Share:
@@ -29,45 +32,72 @@ class Share:
 
     def __init__(self, tensors: Sequence[WireTensor]) -> None:
         self.tensors = tensors
-        self._memory: Memory | None = None
-        self._offsets: dict[int, int] = {}
+        self._written: list[tuple[Memory, Mapping[int, int]]] = []
+        """Each with where in it which tensors are. One will do, unless members lack others."""
+        self._offered: set[tuple[NodeLink, int]] = set()
         self._turn = asyncio.Lock()
+        self._writing: asyncio.Task[object] | None = None
         self._impossible = False
 
+    def write_ahead(self, links: Iterable[NodeLink]) -> None:
+        """Begin to write what members were not given before, while they are being reached."""
+        missing = next((m for link in links if _is_here(link) and (m := self.new_to(link))), None)
+        if missing is not None:
+            self._writing = asyncio.create_task(self._place(missing))
+
+    def new_to(self, link: NodeLink) -> list[int]:
+        """The tensors that a member was not given before."""
+        specs = enumerate(tensor.spec for tensor in self.tensors)
+        return [i for i, spec in specs if not spec.sha256 or spec.sha256 not in link.given]
+
+    def given_to(self, link: NodeLink) -> None:
+        """A member has all tensors."""
+        link.given.add(tensor.spec.sha256 for tensor in self.tensors if tensor.spec.sha256)
+
     async def offer(self, link: NodeLink, needed: Sequence[int]) -> node_pb2.SharedTensors | None:
-        """Where a member finds the tensors that it needs; None: they are to be sent."""
+        """Where a member finds tensors; None: it will not find them, they are to be sent."""
+        wanted = {(link, index) for index in needed}
+        if not (wanted and _is_here(link)) or wanted & self._offered:
+            # What a member lacks although it was offered, it could not read.
+            return None
+        found = await self._place(needed)
+        if found is not None:
+            self._offered |= wanted
+        return found
+
+    async def _place(self, needed: Sequence[int]) -> node_pb2.SharedTensors | None:
         nbytes = sum(self.tensors[index].spec.nbytes for index in needed)
-        if not _is_here(link) or nbytes < MAPPED_FROM_BYTES:
-            return None
         async with self._turn:
-            if not self._impossible:
-                await self._fill([index for index in needed if index not in self._offsets])
-        if self._impossible or self._memory is None:
-            return None
-        return _places(self._memory, {index: self._offsets[index] for index in needed})
+            for memory, offsets in self._written:
+                if offsets.keys() >= set(needed):
+                    return _places(memory, {index: offsets[index] for index in needed})
+            if self._impossible:
+                return None
+            try:
+                if nbytes > _INLINE_BYTES:
+                    written = await asyncio.to_thread(self._write, needed, nbytes)
+                else:
+                    written = self._write(needed, nbytes)
+            except OSError as error:
+                # Such as a limit on memory: what is sent needs less of it at a time.
+                log.warning("%d bytes cannot be shared: %s", nbytes, error)
+                self._impossible = True
+                return None
+            self._written.append(written)
+            return _places(*written)
 
-    async def _fill(self, missing: Sequence[int]) -> None:
-        nbytes = sum(self.tensors[index].spec.nbytes for index in missing)
-        try:
-            if nbytes > _INLINE_BYTES:
-                await asyncio.to_thread(self._write, missing)
-            else:
-                self._write(missing)
-        except OSError as error:
-            # Such as a limit on memory: what is sent needs less of it at a time.
-            log.warning("%d bytes cannot be shared: %s", nbytes, error)
-            self._impossible = True
-
-    def _write(self, missing: Sequence[int]) -> None:
-        if self._memory is None:
-            self._memory = Memory()
-        for index in missing:
-            self._offsets[index] = self._memory.add(self.tensors[index])
+    def _write(self, needed: Sequence[int], nbytes: int) -> tuple[Memory, Mapping[int, int]]:
+        memory = _POOL.take(nbytes)
+        offsets = {index: memory.add(self.tensors[index]) for index in needed}
+        memory.publish()
+        return memory, offsets
 
     def close(self) -> None:
         """Let go of the memory."""
-        if self._memory is not None:
-            self._memory.close()
+        if self._writing is not None:
+            self._writing.cancel()
+        for memory, _ in self._written:
+            _POOL.give_back(memory)
 
     def __enter__(self) -> Share:
         return self

@@ -11,6 +11,7 @@ import fcntl
 import mmap
 import os
 import secrets
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -22,6 +23,8 @@ TOKEN_BYTES = 16
 MAPPED_FROM_BYTES = 64 << 10
 """Smaller tensors are copied: a mapping takes whole pages and a system call."""
 
+# Versions that do not lock what they read are not to share memory with those that rely on it.
+_LOCKS = "locks"
 _PAGE = mmap.ALLOCATIONGRANULARITY
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
@@ -31,26 +34,63 @@ _PID_NAMESPACE = Path("/proc/self/ns/pid")
 def host_id() -> str:
     """Equal for processes that can read one another's memory files; empty where there are none.
 
-    They must run on one kernel, see one another in /proc, and be the same user's.
+    They must run on one kernel, see one another in /proc, be the same user's, and agree on locks.
     """
     if not hasattr(os, "memfd_create"):
         return ""
     try:
         boot = _BOOT_ID.read_text().strip()
-        return f"{boot}:{_PID_NAMESPACE.stat().st_ino}:{os.geteuid()}"
+        return f"{boot}:{_PID_NAMESPACE.stat().st_ino}:{os.geteuid()}:{_LOCKS}"
     except OSError:
         return ""
 
 
 class Memory:
-    """Memory to share, filled tensor by tensor; a context manager that closes it."""
+    """Memory to share, filled tensor by tensor; a context manager that closes it.
+
+    It is this process's to write until it is published. Then others `read` it, and it stays as it
+    is until none of them has it mapped any more: each holds a lock on the file for so long, which
+    the kernel takes from it when it dies. What is to be written by both sides is never published,
+    and others `attach` to it.
+    """
 
     def __init__(self) -> None:
         """Raises OSError where memory files are not to be had."""
-        self.token = secrets.token_bytes(TOKEN_BYTES)
         self.fd = os.memfd_create("ditmesh", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        # Also when it is dropped unclosed, such as by a thread whose caller is gone.
+        self._close = weakref.finalize(self, os.close, self.fd)
         # A file that shrinks kills whoever reads a mapping beyond its end.
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        self.room = 0
+        """Bytes that it has had; they stay its own, and are faster to write than new ones."""
+        self._begin()
+
+    def publish(self) -> None:
+        """Let others read it."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def reuse(self) -> bool:
+        """Make it this process's own again, and empty. False: somebody still reads it."""
+        try:
+            self._begin()
+        except BlockingIOError:
+            return False
+        return True
+
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody has what was published mapped."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        self.publish()
+        return False
+
+    def _begin(self) -> None:
+        fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who comes late, for what it was before, must not take it for that.
+        self.token = secrets.token_bytes(TOKEN_BYTES)
         self._end = 0
         self._append(self.token)  # a page
 
@@ -70,6 +110,7 @@ class Memory:
         offset = self._end
         os.posix_fallocate(self.fd, offset, nbytes)
         self._end += nbytes + -nbytes % _PAGE
+        self.room = max(self.room, self._end)
         return offset
 
     def map(self) -> memoryview:
@@ -78,9 +119,8 @@ class Memory:
 
     def close(self) -> None:
         """Let go of it. Who has mapped it keeps it."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        self._close()
+        self.fd = -1
 
     def __enter__(self) -> Memory:
         return self
@@ -96,6 +136,7 @@ class Memory:
             rest = rest[written:]
             self._end += written
         self._end += -self._end % _PAGE
+        self.room = max(self.room, self._end)
         return offset
 
 
@@ -104,10 +145,11 @@ def read(
 ) -> list[bytes | memoryview]:
     """The data at each (offset, length) of another process's memory.
 
-    Large ones are mapped, not copied; they stay readable whatever becomes of that process. Raises
-    OSError when it cannot be opened, or is not the memory that begins with `token`.
+    Large ones are mapped, not copied; they stay as they are whatever becomes of that process.
+    Raises OSError when it cannot be opened, is not published, or is not the memory that begins
+    with `token`.
     """
-    with _opened(pid, fd, token, os.O_RDONLY) as own:
+    with _opened(pid, fd, token, os.O_RDONLY, lock=True) as own:
         size = os.fstat(own).st_size
         return [_read(own, offset, length, size) for offset, length in places]
 
@@ -119,9 +161,12 @@ def attach(pid: int, fd: int, token: bytes) -> memoryview:
 
 
 @contextmanager
-def _opened(pid: int, fd: int, token: bytes, mode: int) -> Iterator[int]:
+def _opened(pid: int, fd: int, token: bytes, mode: int, *, lock: bool = False) -> Iterator[int]:
     own = os.open(f"/proc/{pid}/fd/{fd}", mode | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
+        if lock:
+            # Held by what is mapped as well: Python's mmap has a duplicate of the descriptor.
+            fcntl.flock(own, fcntl.LOCK_SH | fcntl.LOCK_NB)
         if not fcntl.fcntl(own, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             raise OSError(f"process {pid} can shorten its file {fd}")
         if not token or os.pread(own, len(token), 0) != token:
@@ -138,4 +183,6 @@ def _read(fd: int, offset: int, length: int, size: int) -> bytes | memoryview:
         return os.pread(fd, length, offset)
     if offset % _PAGE:
         raise OSError(f"a tensor at byte {offset} is not on a page of its own")
-    return memoryview(mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset))
+    # Private: what has to be able to write to it, as torch has, gets copies of the pages it writes.
+    prot = mmap.PROT_READ | mmap.PROT_WRITE
+    return memoryview(mmap.mmap(fd, length, mmap.MAP_PRIVATE, prot, offset=offset)).toreadonly()

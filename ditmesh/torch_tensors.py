@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import torch
 
 from ditmesh.tensors import DataType, TensorSpec, WireTensor
@@ -21,6 +23,28 @@ def to_torch(tensor: WireTensor, device: torch.device | str = "cpu") -> torch.Te
     # frombuffer shares memory and warns of read-only bytes: the copy is wanted anyway.
     flat = torch.frombuffer(bytearray(tensor.data), dtype=_TORCH[tensor.spec.data_type])
     return flat.reshape(tensor.spec.shape).to(device)
+
+
+def as_torch(tensor: WireTensor, device: torch.device | str = "cpu") -> torch.Tensor:
+    """As `to_torch`, for who only reads it: on a CPU it may be the memory that the bytes came in.
+
+    Only bytes that stay as they are: those of memory that others may write to are copied.
+    """
+    beneath = _beneath(tensor.data)
+    if beneath is None:
+        return to_torch(tensor, device)
+    flat = torch.frombuffer(beneath, dtype=_TORCH[tensor.spec.data_type])
+    return flat.reshape(tensor.spec.shape).to(device)
+
+
+def _beneath(data: bytes | memoryview) -> mmap.mmap | bytearray | None:
+    """What torch can use in place. It warns of what cannot be written to, such as `bytes`."""
+    if not isinstance(data, memoryview) or not data.readonly:
+        return None
+    whole = data.obj
+    if isinstance(whole, (mmap.mmap, bytearray)) and len(whole) == data.nbytes:
+        return whole
+    return None
 
 
 def from_torch(tensor: torch.Tensor) -> WireTensor:

@@ -23,7 +23,7 @@ from ditmesh.exchange import Receiver
 from ditmesh.executor.inputs import TensorReader
 from ditmesh.shared_memory import Memory
 from ditmesh.tensors import DataType, TensorSpec, WireTensor, as_wire
-from ditmesh.torch_tensors import from_torch, to_torch
+from ditmesh.torch_tensors import as_torch, from_torch, to_torch
 from ditmesh.v1 import node_pb2, sampler_pb2
 
 T = TypeVar("T")
@@ -140,6 +140,7 @@ def test_shared_memory_is_read_in_place(copies: Count) -> None:
     def share() -> Any:
         with Memory() as memory:
             places = [(memory.add(tensor), tensor.spec.nbytes)]
+            memory.publish()
             return shared_memory.read(os.getpid(), memory.fd, memory.token, places)
 
     found, (data,) = copies(share, TEXT.nbytes)
@@ -162,14 +163,32 @@ def test_what_is_new_in_a_call_is_where_both_processes_have_it_mapped(copies: Co
         assert near(found) == 0
         received = WireTensor(tensor.spec, theirs[: LATENT.nbytes])
         assert received == tensor
-        found, copy = copies(lambda: to_torch(received), LATENT.nbytes)
+        found, copy = copies(lambda: as_torch(received), LATENT.nbytes)
         assert near(found) == 1
         ours[: LATENT.nbytes] = bytes(range(256)) * (LATENT.nbytes // 256)
         assert torch.equal(copy, LATENT)
 
 
-def test_a_rank_copies_an_input_to_its_device_once(copies: Count) -> None:
-    """However often it is used."""
+def test_a_rank_on_a_cpu_uses_an_input_where_it_came(copies: Count) -> None:
+    """Shared memory and what was put together from chunks, however often it is used."""
+    tensor = wire(TEXT)
+    with Memory() as memory:
+        place = memory.add(tensor), tensor.spec.nbytes
+        memory.publish()
+        (mapped,) = shared_memory.read(os.getpid(), memory.fd, memory.token, [place])
+    for came in (WireTensor(tensor.spec, mapped), received(tensor, sent(tensor))):
+
+        def use(came: WireTensor = came) -> Any:
+            reader = TensorReader([came], torch.device("cpu"))
+            return [reader[0], reader[0]]
+
+        found, (used, _) = copies(use, TEXT.nbytes)
+        assert near(found) == 0
+        assert torch.equal(used, TEXT)
+
+
+def test_an_input_that_torch_cannot_use_in_place_is_copied_once(copies: Count) -> None:
+    """Bytes as gRPC has them, which nobody may write to."""
     tensor = wire(TEXT)
 
     def use() -> Any:

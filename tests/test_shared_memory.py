@@ -10,10 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ditmesh import shared_memory
 from ditmesh.shared_memory import MAPPED_FROM_BYTES, Memory, host_id
+from ditmesh.tensors import WireTensor
 
 _WRITER = """
 import sys, time
@@ -22,6 +24,7 @@ from ditmesh.shared_memory import Memory, host_id
 from ditmesh.tensors import WireTensor
 memory = Memory()
 places = [memory.add(WireTensor.from_numpy(np.full(n, 7, np.uint8))) for n in (100_000, 10)]
+memory.publish()
 print(host_id(), memory.fd, memory.token.hex(), *places, flush=True)
 sys.stdin.read()
 """
@@ -74,6 +77,57 @@ def test_what_is_mapped_outlives_its_process_and_nothing_else_does(writer: Write
         writer.read()
 
 
+def test_memory_is_written_again_when_nobody_reads_it_any_more() -> None:
+    """A view of a view counts, and a reader that dies is none. Who comes late finds other memory,
+    and who comes too early none.
+    """
+    tensor = WireTensor.from_numpy(np.full(100_000, 5, np.uint8))
+    with Memory() as memory:
+        place = memory.add(tensor), 100_000
+        with pytest.raises(BlockingIOError):
+            shared_memory.read(os.getpid(), memory.fd, memory.token, [place])
+        memory.publish()
+        token = memory.token
+        view = shared_memory.read(os.getpid(), memory.fd, token, [place])[0][10:20]
+        assert not memory.reuse()
+        assert memory.is_read
+        child = subprocess.Popen(
+            [sys.executable, "-c", _READER, str(os.getpid()), str(memory.fd), token.hex()],
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"5\n"
+        del view
+        assert memory.is_read
+        child.kill()
+        child.communicate()
+        assert not memory.is_read
+        assert memory.reuse()
+        assert memory.add(tensor) == place[0]
+        memory.publish()
+        with pytest.raises(OSError, match="other memory"):
+            shared_memory.read(os.getpid(), memory.fd, token, [place])
+
+
+_READER = """
+import sys, time
+from ditmesh import shared_memory
+pid, fd, token = sys.argv[1:]
+(data,) = shared_memory.read(int(pid), int(fd), bytes.fromhex(token), [(4096, 100_000)])
+print(data[0], flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_is_read_can_be_written_to_without_the_others_seeing_it(writer: Writer) -> None:
+    """Torch wants memory that it could write to."""
+    large, _ = writer.read()
+    assert large.readonly
+    large.obj[:3] = b"new"
+    assert bytes(large[:4]) == b"new\7"
+    assert bytes(writer.read()[0][:4]) == b"\7" * 4
+
+
 def test_memory_that_is_not_meant_is_refused(writer: Writer) -> None:
     """Another token, bytes beyond the end, and a place between pages."""
     pid, fd, token = writer.process.pid, writer.fd, writer.token
@@ -104,6 +158,7 @@ before = set(os.listdir("/proc/self/fd"))
 with shared_memory.Memory() as memory:
     offsets = [memory.add(WireTensor.from_numpy(np.zeros(5, np.uint8))) for _ in range(3)]
     assert len(set(offsets)) == 3
+    memory.publish()
     shared_memory.read(os.getpid(), memory.fd, memory.token, [(offsets[1], 5)])
 memory.close()
 print(set(os.listdir("/proc/self/fd")) == before)
@@ -133,7 +188,6 @@ def test_memory_that_two_have_mapped_is_one(writer: Writer) -> None:
     offset = writer.places[0][0]
     first[offset : offset + 3] = b"new"
     assert bytes(second[offset : offset + 4]) == b"new\7"
-    assert bytes(writer.read()[0][:3]) == b"new"
     with pytest.raises(OSError, match="other memory"):
         shared_memory.attach(*place, bytes(16))
 

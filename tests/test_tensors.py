@@ -19,7 +19,7 @@ from ditmesh.tensors import (
     as_wire,
     content_hash,
 )
-from ditmesh.torch_tensors import from_torch, to_torch
+from ditmesh.torch_tensors import as_torch, from_torch, to_torch
 from ditmesh.v1 import tensor_pb2 as pb
 
 TORCH = {
@@ -104,6 +104,19 @@ def test_torch_gets_memory_of_its_own() -> None:
     wire = as_wire(torch.ones(4))
     to_torch(wire).zero_()
     assert np.array_equal(wire.numpy(), np.ones(4, np.float32))
+
+
+def test_torch_shares_memory_that_nobody_else_can_write_to() -> None:
+    """What others may write to, and what torch must not, it has a copy of."""
+    spec = TensorSpec(DataType.U8, (4,))
+    theirs = bytearray(4)
+    kept = memoryview(theirs).toreadonly()
+    for data, shared in ((kept, True), (memoryview(theirs), False), (bytes(4), False)):
+        tensor = as_torch(WireTensor(spec, data))
+        theirs[0] += 1
+        assert (tensor[0] == theirs[0]) == shared
+    part = as_torch(WireTensor(TensorSpec(DataType.U8, (2,)), kept[2:]))
+    assert part.tolist() == [0, 0]
 
 
 def test_the_hash_is_the_one_that_the_contract_describes() -> None:

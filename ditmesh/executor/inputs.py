@@ -17,7 +17,7 @@ from ditmesh.models.model import Model
 from ditmesh.models.registry import family
 from ditmesh.sampling import Denoiser, GuidedDenoiser, InpaintDenoiser, State
 from ditmesh.tensors import WireTensor
-from ditmesh.torch_tensors import to_torch
+from ditmesh.torch_tensors import as_torch
 from ditmesh.v1 import job_pb2 as pb
 
 
@@ -92,7 +92,7 @@ def conditioning(message: pb.Conditioning, reader: TensorReader) -> Conditioning
 
 
 class TensorReader:
-    """Index -> torch tensor on the device, each moved once."""
+    """Index -> torch tensor on the device, each moved once. Nobody writes to them."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class TensorReader:
         if index not in self._moved:
             tensor = self._tensors[index]
             there = self._kept.get(tensor.spec.sha256)
-            self._moved[index] = to_torch(tensor, self.device) if there is None else there
+            self._moved[index] = as_torch(tensor, self.device) if there is None else there
         return self._moved[index]
 
     def by_hash(self) -> dict[bytes, Tensor]:

@@ -40,12 +40,13 @@ def receive(
     max_bytes: int,
     unasked: int = 0,
     mapped: Mapping[int, memoryview] | None = None,
+    offered: node_pb2.SharedTensors | None = None,
 ) -> Generator[tensor_pb2.TensorsNeeded, None, tuple[WireTensor, ...]]:
     """Yields what to ask for, once or, when shared memory cannot be read, again; returns all.
 
-    The first `unasked` tensors come by themselves, and those that are `mapped` are here: then
-    nothing is asked for unless something else lacks. Raises InvalidRequest, InvalidTensor,
-    LimitExceeded or ProtocolError.
+    The first `unasked` tensors come by themselves, those that are `mapped` are here, and those
+    `offered` are in shared memory: with any of these, nothing is asked for unless something else
+    lacks. Raises InvalidRequest, InvalidTensor, LimitExceeded or ProtocolError.
     """
     specs = read_specs(declared, field=field, max_bytes=max_bytes)
     receiver = Receiver(specs, field=field, store=store, unasked=unasked)
@@ -53,8 +54,10 @@ def receive(
         # Never one that has a hash: it would be kept, and the memory is not its own.
         own = [i for i in receiver.missing if i in mapped and not specs[i].sha256]
         receiver.place({i: mapped[i][: specs[i].nbytes] for i in own})
+    if offered is not None:
+        _read_shared(receiver, offered)
     asked = receiver.missing[unasked:]
-    if asked or not (unasked or mapped is not None):
+    if asked or not (unasked or mapped is not None or offered is not None):
         yield tensor_pb2.TensorsNeeded(tensors=asked)
     while not receiver.complete:
         request = next(requests, None)
@@ -90,6 +93,8 @@ def _read_shared(receiver: Receiver, shared: node_pb2.SharedTensors) -> None:
     """Take what can be read; what cannot stays missing."""
     missing = set(receiver.missing)
     wanted = [place for place in shared.tensors if place.tensor in missing]
+    if not wanted:
+        return
     places = [(place.offset, receiver.specs[place.tensor].nbytes) for place in wanted]
     try:
         found = shared_memory.read(shared.pid, shared.fd, shared.token, places)

@@ -77,7 +77,8 @@ class RunSession:
             sampler=order.job.sampler,
         ):
             with telemetry.span("receive"):
-                job = yield from self._receive(order, requests)
+                offered = first.offered if first.HasField("offered") else None
+                job = yield from self._receive(order, offered, requests)
             deadline = order.deadline_seconds if order.HasField("deadline_seconds") else None
             flag = StopFlag(deadline)
             with _told_as_failure("a job cannot be prepared"):
@@ -98,7 +99,10 @@ class RunSession:
                 flag.set(node_pb2.STOP_REASON_PREEMPTED)
 
     def _receive(
-        self, order: node_pb2.RunJob, requests: Iterator[node_pb2.RunRequest]
+        self,
+        order: node_pb2.RunJob,
+        offered: node_pb2.SharedTensors | None,
+        requests: Iterator[node_pb2.RunRequest],
     ) -> Generator[node_pb2.RunResponse, None, Job]:
         receiving = receive(
             order.job.tensors,
@@ -106,6 +110,7 @@ class RunSession:
             field="job.tensors",
             store=self._store,
             max_bytes=self._max_bytes,
+            offered=offered,
         )
         tensors = yield from asking(receiving, lambda n: node_pb2.RunResponse(needed=n))
         return Job(order.job, tensors)
@@ -199,7 +204,12 @@ def _told_as_failure(what: str) -> Iterator[None]:
 
 
 def _wait_for_start(requests: Iterator[node_pb2.RunRequest], flag: StopFlag) -> bool:
-    request = next(requests, None)
+    try:
+        request = next(requests, None)
+    except grpc.RpcError as broken:
+        # Given up. gRPC keeps the error, and its frames would keep the job's inputs.
+        broken.__traceback__ = None
+        return False
     kind = request.WhichOneof("message") if request is not None else None
     if request is not None and kind == "stop":
         flag.set(request.stop.reason)

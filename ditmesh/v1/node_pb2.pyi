@@ -113,18 +113,20 @@ class LoadModelResponse(_message.Message):
     def __init__(self, seconds: _Optional[float] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("job", "chunk", "start", "stop", "shared")
+    __slots__ = ("job", "chunk", "start", "stop", "shared", "offered")
     JOB_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    OFFERED_FIELD_NUMBER: _ClassVar[int]
     job: RunJob
     chunk: _tensor_pb2.TensorChunk
     start: StartRun
     stop: StopRun
     shared: SharedTensors
-    def __init__(self, job: _Optional[_Union[RunJob, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., stop: _Optional[_Union[StopRun, _Mapping]] = ..., shared: _Optional[_Union[SharedTensors, _Mapping]] = ...) -> None: ...
+    offered: SharedTensors
+    def __init__(self, job: _Optional[_Union[RunJob, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., stop: _Optional[_Union[StopRun, _Mapping]] = ..., shared: _Optional[_Union[SharedTensors, _Mapping]] = ..., offered: _Optional[_Union[SharedTensors, _Mapping]] = ...) -> None: ...
 
 class SharedTensors(_message.Message):
     __slots__ = ("pid", "fd", "token", "tensors")

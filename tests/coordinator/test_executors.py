@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +16,7 @@ import grpc.aio
 import pytest
 
 from coordinator.executors import Executor
-from coordinator.lifecycle.node import NodePhase, NodeView
+from coordinator.lifecycle.node import NodePhase, NodeView, Report
 from coordinator.lifecycle.patience import Patience
 from coordinator.member import RunEnd, StepReport
 from coordinator.nodes import NodeLink
@@ -24,6 +26,8 @@ from ditmesh.errors import DitmeshError
 from ditmesh.exchange import Receiver, read_specs
 from ditmesh.jobs import Job
 from ditmesh.rpc_status import abort
+from ditmesh.shared_memory import Memory
+from ditmesh.tensors import WireTensor
 from ditmesh.v1 import job_pb2, node_pb2_grpc, sampler_pb2, tensor_pb2
 from ditmesh.v1 import node_pb2 as pb
 from tests.chunks import chunks
@@ -45,6 +49,10 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         self.started = self.finished = 0
         self.blind = False
         """Whether it cannot read shared memory."""
+        self.offered: list[list[int]] = []
+        """The tensors that each job said where to read."""
+        self.asked: list[list[int]] = []
+        """Those that it asked for, if it did."""
 
     async def _stage(self, name: str, context: Any) -> None:
         if name in self.at:
@@ -52,10 +60,15 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
 
     async def Run(self, requests: Any, context: Any) -> AsyncIterator[pb.RunResponse]:
         """As a node: needed, ready, states and result of two steps, done."""
-        order = (await anext(requests)).job
-        specs = read_specs(order.job.tensors, field="t", max_bytes=1 << 30)
+        first = await anext(requests)
+        specs = read_specs(first.job.job.tensors, field="t", max_bytes=1 << 30)
         receiver = Receiver(specs, field="t")
-        yield pb.RunResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
+        self.offered.append([place.tensor for place in first.offered.tensors])
+        if first.HasField("offered") and not self.blind:
+            receiver.place(_read_shared(first.offered, specs))
+        if not (receiver.complete and first.HasField("offered")):
+            self.asked.append(list(receiver.missing))
+            yield pb.RunResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.missing))
         await self._stage("receive", context)
         came = 0
         while not receiver.complete:
@@ -144,13 +157,16 @@ async def executor(name: str = "group") -> AsyncIterator[tuple[Executor, list[Sc
 
 
 async def work(
-    made: Executor, steps: list[int] | None = None, stop: StopRequest | None = None
+    made: Executor,
+    steps: list[int] | None = None,
+    stop: StopRequest | None = None,
+    more: Sequence[WireTensor] = (),
 ) -> RunEnd:
     def on_step(report: StepReport) -> None:
         if steps is not None:
             steps.append(report.step)
 
-    spec, tensors = make_job(tensors=[f32(700_000)])
+    spec, tensors = make_job(tensors=[f32(700_000), *more])
     job = Job(spec, tuple(tensors))
     return await made.run(job, deadline_s=None, on_step=on_step, stop=stop or StopRequest())
 
@@ -347,7 +363,57 @@ def test_members_of_this_machine_read_tensors_from_memory() -> None:
             assert nodes[0].came == [0, everything]
             assert nodes[1].came == [everything, everything]
             assert nodes[0].tensors == nodes[1].tensors
+            assert nodes[1].offered == [[], []]
 
+    run(test())
+
+
+def test_a_member_is_told_with_the_job_where_to_read_what_is_new_to_it() -> None:
+    """It has nothing to ask then. What it was given before it asks for when it has dropped it, and
+    another process has everything to be told.
+    """
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+            for member in made.members:
+                member.report = pb.WatchResponse(host=shared_memory.host_id())
+            hashed = f32(100_000).hashed()
+            await work(made, more=[hashed])
+            await work(made, more=[hashed])
+            made.members[0]._apply(Report("another process", 1))
+            await work(made, more=[hashed])
+            assert nodes[0].offered == [[0, 1, 2, 3], [0, 1, 2], [0, 1, 2, 3]]
+            assert nodes[1].offered == [[0, 1, 2, 3], [0, 1, 2], [0, 1, 2]]
+            assert [node.asked for node in nodes] == [[[3]], [[3], [3]]]
+            assert [node.came for node in nodes] == [[0, 0, 0]] * 2
+
+    run(test())
+
+
+def test_a_run_that_is_given_up_while_memory_is_written_leaves_it_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread cannot be interrupted: what it writes to stays open until it is through."""
+    begun, go_on, opened = threading.Event(), threading.Event(), list[Memory]()
+
+    def add(memory: Memory, tensor: WireTensor) -> int:
+        opened.append(memory)
+        begun.set()
+        assert go_on.wait(20)
+        os.fstat(memory.fd)
+        return 4096
+
+    async def test() -> None:
+        async with executor() as (made, _):
+            made.members[0].report = pb.WatchResponse(host=shared_memory.host_id())
+            preparing = asyncio.create_task(work(made))
+            await until(begun.is_set)
+            preparing.cancel()
+            await asyncio.wait([preparing])
+            os.fstat(opened[0].fd)
+            go_on.set()
+
+    monkeypatch.setattr(Memory, "add", add)
     run(test())
 
 

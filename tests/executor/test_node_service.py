@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def test_tensors_in_shared_memory_are_read_or_asked_for_again(node: Node) -> Non
             pb.SharedTensor(tensor=i, offset=memory.add(tensors[i]))
             for i in next(stream.call).needed.tensors
         ]
+        memory.publish()
         place = {"pid": os.getpid(), "fd": memory.fd, "token": token, "tensors": places}
         stream.send(shared=pb.SharedTensors(**place))
         return stream
@@ -100,6 +102,62 @@ def test_tensors_in_shared_memory_are_read_or_asked_for_again(node: Node) -> Non
     latent = stream.follow().latent
     stream.end()
     assert torch.equal(latent, node.run(job).latent)
+
+
+def offered(memory: Memory, job: Job, indices: Sequence[int]) -> pb.RunRequest:
+    """A job that says where to read these tensors."""
+    places = [pb.SharedTensor(tensor=i, offset=memory.add(job.tensors[i])) for i in indices]
+    memory.publish()
+    shared = pb.SharedTensors(pid=os.getpid(), fd=memory.fd, token=memory.token, tensors=places)
+    return pb.RunRequest(job=pb.RunJob(job=job.spec), offered=shared)
+
+
+def test_a_job_that_says_where_its_tensors_are_leads_to_no_question(node: Node) -> None:
+    """But for what else is missing; and what cannot be read is asked for like anything."""
+    job = golden_job()
+    everything = range(len(job.tensors))
+    for given, needed in ((everything, []), (everything[1:], [0])):
+        node.servicer._store = ContentStore(1 << 28)
+        with Memory() as memory:
+            stream = Stream(node.stub)
+            stream._queue.put(offered(memory, job, given))
+            if needed:
+                assert next(stream.call).needed.tensors == needed
+                for chunk in chunks(job.tensors, needed):
+                    stream.send(chunk=chunk)
+            assert next(stream.call).HasField("ready")
+        stream.send(start=pb.StartRun())
+        latent = stream.follow().latent
+        stream.end()
+        assert torch.equal(latent, node.run(job).latent)
+    node.servicer._store = ContentStore(1 << 28)
+    with Memory() as memory:
+        stream = Stream(node.stub)
+        request = offered(memory, job, everything)
+        request.offered.token = bytes(16)
+        stream._queue.put(request)
+        assert next(stream.call).needed.tensors == list(everything)
+        stream.end()
+
+
+def test_a_job_that_is_given_up_before_its_start_leaves_nothing(node: Node) -> None:
+    """Its inputs may be memory that others wait for: not even until garbage is collected."""
+    text = as_wire(np.random.default_rng(5).standard_normal((1, 300, 64), np.float32))
+    alone = golden_job()
+    alone.spec.tensors[0].CopyFrom(text.spec.to_proto())
+    job = Job(alone.spec, (text, *alone.tensors[1:]))
+    gc.collect()
+    gc.disable()
+    try:
+        with Memory() as memory:
+            stream = Stream(node.stub)
+            stream._queue.put(offered(memory, job, range(len(job.tensors))))
+            assert next(stream.call).HasField("ready")
+            assert memory.is_read
+            stream.call.cancel()
+            until(lambda: not memory.is_read)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "ipndm", "dpmpp_sde"])
