@@ -10,16 +10,14 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from coordinator import checks
 from coordinator.config import Limits
-from ditmesh.errors import DitmeshError, InvalidRequest, InvalidTensor
+from coordinator.noise_levels import NoiseLevels, shift_of
+from ditmesh.errors import InvalidRequest, InvalidTensor
 from ditmesh.exchange import read_specs
 from ditmesh.jobs import PREVIEW_BYTES, Job
-from ditmesh.models.registry import family
-from ditmesh.sampling import SAMPLERS, NoiseProcess, check_plan, job_sigmas
-from ditmesh.sampling.schedules import MAX_STEPS
+from ditmesh.sampling import SAMPLERS
 from ditmesh.tensors import DataType, TensorSpec, WireTensor
 from ditmesh.v1 import cluster_pb2
 from ditmesh.v1 import job_pb2 as pb
@@ -57,7 +55,9 @@ class Admitted:
         return sum(spec.nbytes for spec in self.specs) + 3 * state + result + preview
 
 
-def admit(spec: pb.JobSpec, model: cluster_pb2.Model, limits: Limits) -> Admitted:
+def admit(
+    spec: pb.JobSpec, model: cluster_pb2.Model, limits: Limits, levels: NoiseLevels
+) -> Admitted:
     """Check a job's header against its model. Raises InvalidRequest and its kin."""
     if not _JOB_ID.fullmatch(spec.job_id):
         raise InvalidRequest(
@@ -87,9 +87,10 @@ def admit(spec: pb.JobSpec, model: cluster_pb2.Model, limits: Limits) -> Admitte
     checks.check_patches(spec.weight_patches, "job.weight_patches", table)
     resolved = pb.JobSpec()
     resolved.CopyFrom(spec)
-    if not spec.HasField("shift") and model.HasField("default_shift"):
-        resolved.shift = model.default_shift
-    sigmas = _sigmas(resolved, model)
+    shift = shift_of(spec, model)
+    if shift is not None:
+        resolved.shift = shift
+    sigmas = levels.of(spec, model)
     resolved.DiscardUnknownFields()  # type: ignore[attr-defined] # its stubs lack it
     resolved.schedule.CopyFrom(pb.Schedule(explicit=pb.ExplicitSigmas(sigmas=sigmas)))
     steps = max(len(sigmas) - 1, 0)
@@ -102,6 +103,14 @@ def admit(spec: pb.JobSpec, model: cluster_pb2.Model, limits: Limits) -> Admitte
             )
         steps = spec.stop_after_step
     return Admitted(resolved, specs, steps, first, shape)
+
+
+def knows_values(admitted: Admitted, tensors: tuple[WireTensor, ...]) -> bool:
+    """Whether `check_values` takes no time, because it has seen these tensors before."""
+    given = admitted.spec.WhichOneof("latent") == "latent_tensor"
+    if given or admitted.spec.HasField("noise_mask"):
+        return False
+    return all(tensor.finite_is_known for tensor in tensors)
 
 
 def check_values(admitted: Admitted, tensors: tuple[WireTensor, ...]) -> Job:
@@ -131,58 +140,6 @@ def check_values(admitted: Admitted, tensors: tuple[WireTensor, ...]) -> Job:
         if mask.min() < 0 or mask.max() > 1:
             raise InvalidTensor("the noise mask has values outside 0 to 1", field="job.noise_mask")
     return Job(spec, tensors)
-
-
-def _sigmas(spec: pb.JobSpec, model: cluster_pb2.Model) -> list[float]:
-    """The job's noise levels; empty when there is nothing to sample."""
-    kind = spec.schedule.WhichOneof("kind")
-    if kind is None:
-        raise InvalidRequest("give schedule.named or schedule.explicit", field="job.schedule")
-    try:
-        process = family(model.family).process(spec.shift if spec.HasField("shift") else None)
-    except DitmeshError as error:
-        raise InvalidRequest(error.message, field="job.shift") from error
-    if kind == "explicit":
-        count = len(spec.schedule.explicit.sigmas)
-        if not 2 <= count <= MAX_STEPS + 1:
-            raise InvalidRequest(
-                f"schedule.explicit has {count} sigmas; use 2 to {MAX_STEPS + 1}",
-                field="job.schedule.explicit.sigmas",
-            )
-        values = torch.tensor(list(spec.schedule.explicit.sigmas), dtype=torch.float32)
-        field = "job.schedule.explicit"
-    else:
-        field = "job.schedule.named"
-        values = _named_sigmas(spec, process)
-        if bool((values[1:] >= values[:-1]).any()):
-            named = spec.schedule.named
-            raise InvalidRequest(
-                f"{named.scheduler} has no {named.steps} different noise levels for this model; "
-                "use fewer steps",
-                field="job.schedule.named.steps",
-            )
-    try:
-        check_plan(spec.sampler, values, process, seed=spec.seed)
-    except InvalidRequest as error:
-        raise InvalidRequest(error.message, field=f"{field}.{error.field}") from error
-    return [float(sigma) for sigma in values]
-
-
-def _named_sigmas(spec: pb.JobSpec, process: NoiseProcess) -> torch.Tensor:
-    named = spec.schedule.named
-    try:
-        return job_sigmas(
-            process,
-            sampler=spec.sampler,
-            scheduler=named.scheduler,
-            steps=named.steps,
-            denoise=named.denoise if named.HasField("denoise") else 1.0,
-            start_step=named.start_step if named.HasField("start_step") else None,
-            end_step=named.end_step if named.HasField("end_step") else None,
-            force_full_denoise=not named.keep_leftover_noise,
-        )
-    except InvalidRequest as error:
-        raise InvalidRequest(error.message, field=f"job.schedule.named.{error.field}") from error
 
 
 def _check_state(spec: pb.JobSpec, table: checks.Table, shape: tuple[int, ...], steps: int) -> int:

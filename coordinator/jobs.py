@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from coordinator.admission import admit
+from coordinator.admission import Admitted, admit
 from coordinator.cluster import Cluster
 from coordinator.config import Limits, Timing
 from coordinator.job_log import JobLog
 from coordinator.journal import Recovered
 from coordinator.lifecycle.job import JobPhase
+from coordinator.noise_levels import NoiseLevels
 from coordinator.record import JobRecord, Listener
 from coordinator.runner import Runner
 from ditmesh import telemetry
@@ -59,6 +60,7 @@ class JobTable:
         self._reserved = 0
         # Costly schedules are computed on threads, few at once.
         self._admitting = asyncio.Semaphore(_ADMITTED_AT_ONCE)
+        self._levels = NoiseLevels()
         self.draining = False
         runner.on_end = self._ended
 
@@ -107,9 +109,7 @@ class JobTable:
         if key in self._records:
             return self._known(self._records[key], digest), True
         self._make_room(0)
-        async with self._admitting:
-            model = self._cluster.find_model(spec.model, field="job.model")
-            admitted = await asyncio.to_thread(admit, spec, model, self._limits)
+        admitted = await self._admit(spec)
         if key in self._records:
             # Another stream brought it meanwhile.
             return self._known(self._records[key], digest), True
@@ -128,6 +128,13 @@ class JobTable:
         if remaining_s is not None:
             self._set_deadline(record, remaining_s)
         return record, False
+
+    async def _admit(self, spec: pb.JobSpec) -> Admitted:
+        model = self._cluster.find_model(spec.model, field="job.model")
+        if self._levels.knows(spec, model):
+            return admit(spec, model, self._limits, self._levels)
+        async with self._admitting:
+            return await asyncio.to_thread(admit, spec, model, self._limits, self._levels)
 
     def restore(self, recovered: Recovered) -> None:
         """Take up a job out of the journal: its result is kept, or it goes on from its state."""

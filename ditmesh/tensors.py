@@ -146,6 +146,11 @@ class WireTensor:
         """Whether no value is NaN or infinite; looked at once, however often it is asked."""
         return self._finite
 
+    @property
+    def finite_is_known(self) -> bool:
+        """Whether `all_finite` takes no time."""
+        return "_finite" in self.__dict__
+
     @cached_property
     def _finite(self) -> bool:
         if not self.spec.data_type.is_float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from ditmesh.errors import BadResult, GroupLost, RanksDiffer
-from ditmesh.executor.control import StopFlag, StopReason
+from ditmesh.executor.control import StopFlag, StopReason, require_finite
 from ditmesh.mesh import MeshSpec
 from ditmesh.sampling import State
 
@@ -31,6 +31,9 @@ class MeshControl:
 
     def agree(self, state: State) -> StopReason:
         """See `Control.agree`."""
+        if len(self._mesh.ranks) == 1:
+            require_finite(state)
+            return self._flag.reason()
         checksum, finite = _checksum(state.latent)
         reason = self._flag.reason()
         mine = [int(reason), state.step, checksum, int(finite), self._job]

@@ -67,10 +67,15 @@ class LocalControl:
         return self._flag.reason()
 
 
+def all_finite(latent: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite; a latent without values has none that is."""
+    # NaN, where any value is, is the largest and the least; one pass, one look at the device.
+    return not latent.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(latent))).all())
+
+
 def require_finite(state: State) -> None:
     """Raises BadResult when a value of the latent is NaN or infinite."""
-    # A sum is finite only if every term is; one pass, one number off the device.
-    if not torch.isfinite(state.latent.sum(dtype=torch.float64)):
+    if not all_finite(state.latent):
         raise BadResult(
             f"the latent is not finite after step {state.step}: the model's output overflowed"
         )

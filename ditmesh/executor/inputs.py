@@ -75,7 +75,14 @@ def build_task(spec: pb.JobSpec, tensors: Sequence[WireTensor], model: LateModel
         start = to_device(_state(spec.state, reader), model.device)
     denoise = _denoiser(spec, reader, model, latent, noise)
     end = spec.stop_after_step if spec.HasField("stop_after_step") else plan.steps
-    return Task(plan, begin, start, min(end, plan.steps), Tap(denoise), model.info.latent_format)
+    return Task(
+        plan,
+        begin,
+        start,
+        min(end, plan.steps),
+        Tap(denoise, remember=spec.HasField("preview")),
+        model.info.latent_format,
+    )
 
 
 def conditioning(message: pb.Conditioning, reader: TensorReader) -> Conditioning:

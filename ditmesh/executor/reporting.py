@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ditmesh.chunk_messages import chunk_messages
 from ditmesh.executor.keeper import encode_state, progress_message, state_messages
-from ditmesh.executor.loop import Outcome, StepDone
+from ditmesh.executor.loop import Outcome, StepDone, Task
 from ditmesh.jobs import PREVIEW_BYTES
 from ditmesh.models.latents import LatentFormat
 from ditmesh.tensors import WireTensor
@@ -23,14 +23,16 @@ from ditmesh.v1 import job_pb2, node_pb2, sampler_pb2, tensor_pb2
 
 # Steps that wait for a slow coordinator; it needs the newest only.
 _MOST_UNSENT = 8
+# Where all steps are told of.
+_LOOK_S = 1e-3
 
 
 class Outbox:
     """From the torch thread to the stream's: the newest states in order, then the outcome.
 
-    What a step has to tell is handed over when the next one is in the model: the two threads share
-    an interpreter, and between two steps every moment counts. Steps that come too fast for anybody
-    to follow are not all told of.
+    The stream's thread looks for steps from time to time and is not woken: the two threads share
+    an interpreter, and right after a step every moment counts. Steps that come too fast for
+    anybody to follow are not all told of.
     """
 
     def __init__(
@@ -38,65 +40,57 @@ class Outbox:
     ) -> None:
         """`every_s`: of steps that come faster, the newest is told of; and all that `must_tell`.
 
-        All methods but `get` are for the torch thread.
+        `get` is for the stream's thread, the others for the torch thread.
         """
         self._every_s = every_s
         self._must_tell = must_tell
-        self._held: deque[StepDone] = deque(maxlen=_MOST_UNSENT)
         self._states: deque[StepDone] = deque(maxlen=_MOST_UNSENT)
         self._outcome: Future[Outcome] | None = None
-        self._changed = threading.Condition()
-        self._handed_over_at = -math.inf
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
 
     def put(self, done: StepDone) -> None:
         """A step is done."""
-        if self._held and self._every_s and not self._must_tell(self._held[-1]):
-            self._held.pop()
-        self._held.append(done)
-
-    def hand_over(self) -> None:
-        """The torch thread is about to be busy in the model: let the stream's thread work."""
-        now = time.monotonic()
-        if self._held and now - self._handed_over_at >= self._every_s:
-            self._handed_over_at = now
-            with self._changed:
-                self._states.extend(self._held)
-                self._changed.notify()
-            self._held.clear()
+        with self._lock:
+            if self._states and self._every_s and not self._must_tell(self._states[-1]):
+                self._states.pop()
+            self._states.append(done)
 
     def end(self, outcome: Future[Outcome]) -> None:
         """The run has ended."""
-        with self._changed:
-            self._states.extend(self._held)
-            self._outcome = outcome
-            self._changed.notify()
-        self._held.clear()
+        self._outcome = outcome
+        self._ended.set()
 
     def get(self) -> StepDone | Future[Outcome]:
         """The next state, or once none is left and the run has ended, its outcome."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._states or self._outcome is not None)
-            if self._states or self._outcome is None:
-                return self._states.popleft()
-            return self._outcome
+        while True:
+            ended = self._ended.is_set()
+            with self._lock:
+                if self._states:
+                    return self._states.popleft()
+            if ended and self._outcome is not None:
+                return self._outcome
+            self._ended.wait(self._every_s or _LOOK_S)
 
 
 class StepReports:
     """Turns finished steps into messages; a state goes along at most every `state_every_s`."""
 
-    def __init__(
-        self, spec: job_pb2.JobSpec, latent_format: LatentFormat, state_every_s: float
-    ) -> None:
+    def __init__(self, spec: job_pb2.JobSpec, task: Task, state_every_s: float) -> None:
         self._spec = spec
-        self._latent_format = latent_format
+        self._latent_format = task.latent_format
+        self._end_step = task.end_step
         self._every_s = state_every_s
         self._sent_at = time.monotonic()
         self._unsent: StepDone | None = None
 
     def messages(self, done: StepDone) -> Iterator[node_pb2.RunResponse]:
-        """A step's announcement, and the chunks of its state if they are due."""
+        """A step's announcement, and the chunks of its state if they are due.
+
+        Not of the last one: the result comes right after it.
+        """
         now = time.monotonic()
-        if now - self._sent_at >= self._every_s:
+        if now - self._sent_at >= self._every_s and done.state.step < self._end_step:
             self._sent_at = now
             yield from self._state(done)
             return

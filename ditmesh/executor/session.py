@@ -88,12 +88,11 @@ class RunSession:
                 started = _wait_for_start(requests, flag)
             if not started:
                 return
-            threading.Thread(target=_listen, args=(requests, flag), daemon=True).start()
             if not context.add_callback(lambda: flag.set(node_pb2.STOP_REASON_PREEMPTED)):
                 # It ended meanwhile: nobody waits for this run.
                 return
             try:
-                yield from self._run(task, take_model, order, flag)
+                yield from self._run(task, take_model, order, flag, requests)
             finally:
                 # Whatever ends this stream ends the run, which must not go on unseen.
                 flag.set(node_pb2.STOP_REASON_PREEMPTED)
@@ -142,11 +141,11 @@ class RunSession:
         take_model: Callable[[], None],
         order: node_pb2.RunJob,
         flag: StopFlag,
+        requests: Iterator[node_pb2.RunRequest],
     ) -> Iterator[node_pb2.RunResponse]:
         leads = self._engine.leads(order.mesh)
-        reports = StepReports(order.job, task.latent_format, self._state_every_s)
+        reports = StepReports(order.job, task, self._state_every_s)
         outbox = Outbox(self._step_every_s, reports.has_preview)
-        task.denoise.before = outbox.hand_over
 
         def publish(done: StepDone) -> None:
             self._keeper.keep(order.job.job_id, done)
@@ -161,6 +160,8 @@ class RunSession:
             here.run, self._work, task, take_model, order, flag, publish
         )
         future.add_done_callback(outbox.end)
+        # Only now, because the torch thread waits for nothing else.
+        threading.Thread(target=_listen, args=(requests, flag), daemon=True).start()
         while isinstance(item := outbox.get(), StepDone):
             span.event("step", step=item.state.step, sigma=item.sigma, seconds=item.seconds)
             yield from reports.messages(item)

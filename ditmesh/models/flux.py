@@ -76,7 +76,9 @@ class Flux:
     def denoised(self, x_BCHW: Tensor, sigma_B: Tensor, output_BCHW: Tensor) -> Tensor:
         """`x - sigma * velocity` in fp32."""
         sigma_B111 = sigma_B.to(torch.float32).reshape(-1, 1, 1, 1)
-        return x_BCHW.to(torch.float32) - sigma_B111 * output_BCHW.to(torch.float32)
+        return torch.addcmul(
+            x_BCHW.to(torch.float32), sigma_B111, output_BCHW.to(torch.float32), value=-1
+        )
 
 
 def pack(x_BCHW: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ class Flow:
 
     def inverse_noise_scaling(self, sigma: Tensor, latent: Tensor) -> Tensor:
         """Latent / (1 - sigma): `noise_scaling` with zero noise takes it back."""
-        return latent / (1.0 - sigma)
+        return latent / (1.0 - sigma) if sigma else latent
 
 
 @functools.lru_cache(maxsize=64)

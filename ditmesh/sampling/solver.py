@@ -111,7 +111,7 @@ class Sampler:
 
     `history` names each tensor that the state carries and the step count from
     which on it does. `evaluations` is the most model calls of one step.
-    `revision` rises with every change that alters results or the history.
+    `revision` rises with every change that alters results by more than rounding, or the history.
     """
 
     step: Callable[[Plan, State, Denoiser, NoiseSource], State]

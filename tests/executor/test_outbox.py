@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,22 +17,6 @@ from ditmesh.executor.reporting import Outbox
 from ditmesh.sampling import State
 
 LATENT = torch.zeros(1, 1, 2, 2)
-
-
-class Clock:
-    """Time as a test tells it."""
-
-    now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr("ditmesh.executor.reporting.time", made)
-    return made
 
 
 def done(step: int) -> StepDone:
@@ -48,59 +34,84 @@ def rest(outbox: Outbox) -> list[int]:
     return told
 
 
-def waiting(outbox: Outbox) -> list[int]:
-    return [item.state.step for item in outbox._states]
+@contextmanager
+def reader(outbox: Outbox) -> Iterator[list[int]]:
+    """A thread that reads to the end, and what it has read."""
+    told: list[int] = []
+
+    def read() -> None:
+        while isinstance(item := outbox.get(), StepDone):
+            told.append(item.state.step)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield told
+    finally:
+        outbox.end(Future())
+        thread.join()
 
 
-def test_a_step_is_handed_over_when_the_next_is_in_the_model(clock: Clock) -> None:
-    """Not before: the torch thread has the interpreter to itself between two steps."""
-    outbox = Outbox(every_s=0.01)
-    outbox.hand_over()
-    outbox.put(done(1))
-    assert waiting(outbox) == []
-    outbox.hand_over()
-    assert waiting(outbox) == [1]
+def test_the_reader_finds_a_step_by_itself() -> None:
+    """Nobody wakes it: it looks again and again, and finds what was put while it waited."""
+    outbox = Outbox(every_s=0.005)
+    with reader(outbox) as told:
+        outbox.put(done(1))
+        for _ in range(1000):
+            if told:
+                break
+            threading.Event().wait(0.005)
+        assert told == [1]
 
 
-def test_of_fast_steps_the_newest_is_told(clock: Clock) -> None:
-    """A hundred a second are enough; the last is told in any case."""
+def test_the_end_is_told_at_once() -> None:
+    """A reader that waits for the next look is woken."""
+    outbox = Outbox(every_s=3600.0)
+    with reader(outbox) as told:
+        outbox.put(done(1))
+    assert told == [1]
+
+
+def test_of_steps_that_nobody_has_read_the_newest_is_told() -> None:
+    """They came too fast for anybody to follow; the last is told in any case."""
     outbox = Outbox(every_s=0.01)
     for step in range(1, 11):
         outbox.put(done(step))
-        clock.now += 0.004
-        outbox.hand_over()
-    assert waiting(outbox) == [1, 4, 7, 10]
+    item = outbox.get()
+    assert isinstance(item, StepDone)
+    assert item.state.step == 10
     outbox.put(done(11))
     outbox.put(done(12))
-    assert rest(outbox) == [1, 4, 7, 10, 12]
+    assert rest(outbox) == [12]
 
 
-def test_steps_with_a_preview_are_all_told(clock: Clock) -> None:
+def test_all_are_told_where_none_is_too_fast() -> None:
+    """Without a least time between them, every step is told."""
+    outbox = Outbox()
+    for step in range(1, 5):
+        outbox.put(done(step))
+    assert rest(outbox) == [1, 2, 3, 4]
+
+
+def test_steps_with_a_preview_are_all_told() -> None:
     """However fast they come."""
     outbox = Outbox(every_s=10.0, must_tell=lambda item: item.state.step % 3 == 0)
     for step in range(1, 9):
         outbox.put(done(step))
-        outbox.hand_over()
-    assert rest(outbox) == [1, 3, 6, 8]
+    assert rest(outbox) == [3, 6, 8]
 
 
-@given(st.lists(st.tuples(st.booleans(), st.floats(0, 0.03)), max_size=40), st.data())
-def test_steps_come_in_order_and_the_last_always(steps: list[Any], data: Any) -> None:
-    """Whatever the times and whoever reads meanwhile: ascending, and the newest at the end."""
-    clock = Clock()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ditmesh.executor.reporting.time", clock)
-        outbox = Outbox(every_s=0.01)
-        told = []
-        for step, (hands_over, pause) in enumerate(steps, 1):
-            outbox.put(done(step))
-            clock.now += pause
-            if hands_over:
-                outbox.hand_over()
-            while outbox._states and data.draw(st.booleans()):
-                item = outbox.get()
-                assert isinstance(item, StepDone)
-                told.append(item.state.step)
-        told += rest(outbox)
+@given(st.integers(0, 40), st.data())
+def test_steps_come_in_order_and_the_last_always(steps: int, data: Any) -> None:
+    """Whoever reads meanwhile: ascending, and the newest at the end."""
+    outbox = Outbox(every_s=0.01)
+    told = []
+    for step in range(1, steps + 1):
+        outbox.put(done(step))
+        if data.draw(st.booleans()):
+            item = outbox.get()
+            assert isinstance(item, StepDone)
+            told.append(item.state.step)
+    told += rest(outbox)
     assert told == sorted(set(told))
-    assert told[-1:] == ([len(steps)] if steps else [])
+    assert told[-1:] == ([steps] if steps else [])

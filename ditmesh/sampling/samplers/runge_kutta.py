@@ -8,8 +8,10 @@ from ditmesh.sampling.solver import Denoiser, NoiseSource, Plan, State, interval
 def euler(plan: Plan, state: State, denoise: Denoiser, noise: NoiseSource) -> State:
     """Euler's method on the probability flow ODE; for a flow this is DDIM without noise too."""
     sigma, sigma_next = interval(plan, state)
-    d = slope(state.latent, denoise(state.latent, sigma), sigma)
-    return state.advance(state.latent + d * (sigma_next - sigma))
+    denoised = denoise(state.latent, sigma)
+    # x + slope * (sigma_next - sigma), in one pass over the latent.
+    share = float((sigma - sigma_next) / sigma)
+    return state.advance(state.latent.lerp(denoised, share))
 
 
 def heun(plan: Plan, state: State, denoise: Denoiser, noise: NoiseSource) -> State:
