@@ -161,7 +161,7 @@ class RunSession:
         )
         future.add_done_callback(outbox.end)
         # Only now, because the torch thread waits for nothing else.
-        threading.Thread(target=_listen, args=(requests, flag), daemon=True).start()
+        threading.Thread(target=_listen, args=(requests, flag, span), daemon=True).start()
         while isinstance(item := outbox.get(), StepDone):
             span.event("step", step=item.state.step, sigma=item.sigma, seconds=item.seconds)
             yield from reports.messages(item)
@@ -219,12 +219,13 @@ def _wait_for_start(requests: Iterator[node_pb2.RunRequest], flag: StopFlag) -> 
     return kind == "start"
 
 
-def _listen(requests: Iterator[node_pb2.RunRequest], flag: StopFlag) -> None:
+def _listen(requests: Iterator[node_pb2.RunRequest], flag: StopFlag, span: telemetry.Span) -> None:
     """Pass on a stop that comes while the job runs."""
     try:
         for request in requests:
             if request.WhichOneof("message") == "stop":
                 flag.set(request.stop.reason)
+                span.event("stop", reason=node_pb2.StopReason.Name(request.stop.reason))
     except grpc.RpcError:
         # The stream broke; the context's callback has set the flag.
         log.debug("run stream closed by the coordinator")

@@ -181,9 +181,12 @@ class Cluster:
 
     def trace(self, trace_id: str) -> list[dict[str, Any]]:
         """The spans of a trace that have been written so far, as the file has them."""
+        return [span for span in self.all_spans() if span["trace_id"] == trace_id]
+
+    def all_spans(self) -> list[dict[str, Any]]:
+        """Those of every trace so far."""
         lines = self.spans.read_text().splitlines(keepends=True)
-        spans = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [span for span in spans if span["trace_id"] == trace_id]
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def wait_for_group(self, size: int | None = None, *, timeout_s: float = WAIT_S) -> None:
         """Wait for a group of `size` ranks (all of them), and for the local sampler."""

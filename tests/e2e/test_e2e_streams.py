@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ditmesh.client import Accepted, Client, JobHandle, Progress
@@ -14,8 +16,6 @@ pytestmark = pytest.mark.timeout(300)
 
 ENDLESS = random_job(3, steps=10_000, fallback="forbid")
 """It never ends by itself: hours on eight ranks."""
-SLOW = random_job(4, steps=10_000, size=(1, 48, 48), fallback="forbid")
-"""The same with steps so long that a message is not late by one."""
 
 
 def wait_for_step(handle: JobHandle, step: int) -> None:
@@ -33,16 +33,38 @@ def wait_until_free(cluster: Cluster) -> None:
 def test_cancel(eight: Cluster) -> None:
     """A cancelled job ends on every rank within a step, and the group is free for the next."""
     epoch = eight.snapshot().group.epoch
-    with eight.client.start(**SLOW) as handle:
+    with eight.client.start(**ENDLESS, job_id="cancelled") as handle:
         wait_for_step(handle, 2)
         assert handle.cancel()
-        later = []
         with pytest.raises(JobCancelled):
-            later.extend(event for event in handle if isinstance(event, Progress))
-    # One step may have ended while the message was on its way, and one was being done.
-    assert len(later) <= 2
+            handle.result()
     wait_until_free(eight)
     assert eight.snapshot().group.epoch == epoch
+    assert steps_after_the_stop(eight, "cancelled") <= 1
+
+
+def steps_after_the_stop(cluster: Cluster, job_id: str) -> int:
+    """How many steps the leader ended after it was told to stop, by its own clock."""
+
+    def runs() -> list[dict[str, Any]]:
+        return [
+            span
+            for span in cluster.all_spans()
+            if span["attributes"].get("ditmesh.job_id", "").startswith(f"{job_id}-")
+            and any(event["name"] == "stop" for event in span["events"])
+        ]
+
+    cluster.wait(lambda: bool(runs()), "the span of the leader's run")
+    (run,) = runs()
+    (stop,) = (event for event in run["events"] if event["name"] == "stop")
+    assert stop["attributes"] == {"ditmesh.reason": "STOP_REASON_CANCELLED"}
+    steps = [
+        span
+        for span in cluster.trace(run["trace_id"])
+        if span["name"] == "step" and span["parent_span_id"] == run["span_id"]
+    ]
+    assert len(steps) >= 2
+    return sum(span["end_unix_ns"] > stop["unix_ns"] for span in steps)
 
 
 def test_exception_in_the_client_cancels(eight: Cluster) -> None:
