@@ -87,12 +87,14 @@ class Executor:
         order = node_pb2.RunJob(epoch=self.epoch, mesh=self.mesh_index, job=job.spec)
         if deadline_s is not None:
             order.deadline_seconds = deadline_s
-        with telemetry.span("prepare"), Share(job.tensors) as share:
+        with Share(job.tensors) as share:
             share.write_ahead(self.members)
+            # Their spans are part of the whole run, and not of its preparation.
             prepared = PreparedRun([MemberRun(link) for link in self.members])
             try:
-                steps = [run.prepare(order, share) for run in prepared.runs]
-                await self._together(steps, limit_s=_PREPARE_S)
+                with telemetry.span("prepare"):
+                    steps = [run.prepare(order, share) for run in prepared.runs]
+                    await self._together(steps, limit_s=_PREPARE_S)
             except BaseException:
                 prepared.close()
                 raise
