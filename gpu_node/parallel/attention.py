@@ -41,6 +41,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> Kernel:
 
     Raises:
         InvalidRequest: there is none of that name, or it does not run here; says why.
+        RuntimeError: the device has no memory left, or does not work; that may pass.
     """
     if name not in _KERNELS:
         raise InvalidRequest(f"no attention {name!r}; there are: {', '.join(_KERNELS)}")
@@ -52,8 +53,12 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> Kernel:
     try:
         for with_lse in (False, True):
             kernel(query, query, query, with_lse=with_lse)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, KeyError, NameError, TypeError, AssertionError) as error:
-        # What a kernel raises where device, dtype or its package's version are not right.
+        # What a kernel raises where device, dtype or its package's version are not right. A device
+        # that does nothing else either raises here.
+        query.sum().item()
         why = first_line(error)
         raise InvalidRequest(f"--attention {name}: it does not run on {device}: {why}") from error
     return kernel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -58,6 +59,31 @@ def _refusals(_rank: Rank) -> list[str]:
     return words
 
 
+def _troubles(_rank: Rank) -> list[str]:
+    from gpu_node.parallel import attention
+
+    def failing(error: Exception) -> Callable[..., Any]:
+        def kernel(*_: Any, **__: Any) -> Any:
+            raise error
+
+        return kernel
+
+    class Gone:
+        def sum(self) -> Any:
+            raise RuntimeError("the device is lost")
+
+    words = []
+    full, lost = torch.OutOfMemoryError("no memory"), RuntimeError("launch failure")
+    for error, query in ((full, torch.zeros(1)), (lost, Gone())):
+        attention._KERNELS["math"] = failing(error)
+        with mock.patch.object(attention.torch, "zeros", return_value=query):
+            try:
+                attention.choose("math", CPU, torch.float32)
+            except RuntimeError as trouble:
+                words.append(str(trouble))
+    return words
+
+
 def _run(function: Callable[[Rank], Any]) -> Any:
     return run_ranks(1, function)[0]
 
@@ -75,6 +101,11 @@ def test_unknown_foreign_and_failing_kernels_are_refused() -> None:
     assert unknown == f"no attention 'sage'; there are: {', '.join(ATTENTION)}"
     assert "it is for GPUs; on a CPU there are auto, flash, math" in foreign
     assert failing == "--attention math: it does not run on cpu: no kernel for sm_61"
+
+
+def test_a_device_in_trouble_is_no_refusal() -> None:
+    """No memory for the moment, or nothing that works: a rank that says so is started again."""
+    assert _run(_troubles) == ["no memory", "the device is lost"]
 
 
 @pytest.mark.gpu
