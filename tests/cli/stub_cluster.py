@@ -4,7 +4,7 @@
 
 The stand-in of the coordinator is the fake of the client's tests. The environment variable
 STUB_STEP_S makes its steps after the first slow, unless the job is cancelled; STUB_DIES makes it
-end at once.
+end at once, with that exit code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.client.fake import Fake, serve
 def coordinator(address: str) -> int:
     """The child that stands in for the coordinator."""
     if "STUB_DIES" in os.environ:
-        return 3
+        return int(os.environ["STUB_DIES"])
     fake = Fake()
     fake.cluster.nodes.add(address="stub:1", state=pb.NODE_STATE_JOINED, rank=0)
     fake.cluster.group.state = pb.GROUP_STATE_READY

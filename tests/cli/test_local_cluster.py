@@ -127,13 +127,22 @@ def test_demo_that_is_killed(started: list[Command], tmp_path: Path) -> None:
     assert command.children() == {}
 
 
-def test_demo_whose_coordinator_dies(started: list[Command], tmp_path: Path) -> None:
-    """A process that cannot stay alive ends the show in seconds, not after the wait."""
-    command = Command("demo", "--golden", str(CASE), "--out", str(tmp_path), STUB_DIES="1")
+@pytest.mark.parametrize(
+    ("ends_with", "code", "words"),
+    [(3, 1, "does not stay alive; giving up"), (2, 2, "cannot run as it is configured; stopping")],
+)
+def test_demo_whose_coordinator_dies(
+    ends_with: int, code: int, words: str, started: list[Command], tmp_path: Path
+) -> None:
+    """A process that cannot stay alive ends the show in seconds, not after the wait; one that can
+    never run so ends it at once.
+    """
+    options = ("--golden", str(CASE), "--out", str(tmp_path))
+    command = Command("demo", *options, STUB_DIES=str(ends_with))
     started.append(command)
-    code, text = command.end()
-    assert code == 1
-    assert "coordinator does not stay alive; giving up" in text
+    told, text = command.end()
+    assert told == code
+    assert f"coordinator {words}" in text
     assert command.children() == {}
 
 
