@@ -16,8 +16,14 @@ from torch.distributed import PrefixStore, TCPStore
 
 from ditmesh import rendezvous
 from ditmesh.errors import GroupLost
+from ditmesh.executor.control import StopFlag
+from ditmesh.executor.loop import Tap, Task, run
 from ditmesh.mesh import MeshSpec
 from ditmesh.models.info import inspect
+from ditmesh.models.latents import FLUX
+from ditmesh.models.registry import family
+from ditmesh.sampling import State, make_plan
+from gpu_node.mesh_control import MeshControl
 from gpu_node.parallel import runtime, sockets
 from gpu_node.parallel.model import MeshModel, load_transformer
 from gpu_node.parallel.traffic import Traffic
@@ -238,6 +244,35 @@ def fail_locally(rank: Rank, mesh: MeshSpec, case: Case, culprit: int) -> tuple[
         except Exception as error:
             return type(error).__name__, time.monotonic() - clock.began
     raise AssertionError("it did not fail")
+
+
+def miscompute(rank: Rank, mesh: MeshSpec, case: Case, culprit: int) -> tuple[list[int], str]:
+    """A run of four steps, of which one rank does the second one wrongly. Returns the steps that
+    this one told of, and how it ended.
+    """
+    x_BCHW, branches = case.inputs()
+    loaded, group = model(rank, mesh), rank.kept.group
+    passes: list[float] = []
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        (denoised,) = loaded.evaluate(x, sigma, branches[:1])
+        passes.append(float(sigma))
+        return denoised + 1e-4 if group.rank == culprit and len(passes) == 2 else denoised
+
+    process = family("flux").process(None)
+    plan = make_plan("euler", torch.linspace(1.0, 0.0, 5), process, seed=0)
+    begin = State(0, x_BCHW)
+    task = Task(plan, begin, begin, plan.steps, Tap(denoise, remember=False), FLUX)
+    told: list[int] = []
+    try:
+        run(
+            task,
+            MeshControl(group, mesh, StopFlag(), "job"),
+            lambda done: told.append(done.state.step),
+        )
+    except GroupLost as error:
+        return told, type(error).__name__
+    return told, "done"
 
 
 def try_to_join(rank: Rank, epoch: int, world_size: int, timeout_s: float) -> tuple[float, str]:

@@ -105,6 +105,24 @@ def test_a_rank_that_fails_takes_the_group_with_it(four: Ranks) -> None:
     ]
 
 
+@pytest.mark.parametrize("culprit", [0, 2])
+def test_no_rank_gets_beyond_the_step_that_they_differ_in(four: Ranks, culprit: int) -> None:
+    """The leader has told of that step and of none after it: the state before it is one that all
+    ranks had. Who differs from the leader says so, whoever is wrong.
+    """
+    answers = four.run(on_rank.miscompute, FOUR, CASE, culprit)
+    told, ends = zip(*answers, strict=True)
+    assert told[0] == [1, 2]
+    assert all(steps in ([1], [1, 2]) for steps in told)
+    assert ends[0] == "GroupLost"
+    assert set(ends[1:]) <= {"GroupLost", "RanksDiffer"}
+    if culprit:
+        assert ends[culprit] == "RanksDiffer"
+        assert ends.count("RanksDiffer") == 1
+    else:
+        assert "RanksDiffer" in ends
+
+
 def test_joining_without_the_others_ends_in_time(local: LocalModel) -> None:
     """A rank whose group never comes together raises GroupLost at the timeout, and can retry."""
     with Ranks(2) as ranks:
