@@ -36,18 +36,23 @@ class Outbox:
     """
 
     def __init__(
-        self, every_s: float = 0.0, must_tell: Callable[[StepDone], bool] = lambda done: False
+        self,
+        every_s: float = 0.0,
+        must_tell: Callable[[StepDone], bool] = lambda done: False,
+        is_urgent: Callable[[StepDone], bool] = lambda done: False,
     ) -> None:
         """`every_s`: of steps that come faster, the newest is told of; and all that `must_tell`.
+        What `is_urgent` is told at once.
 
         `get` is for the stream's thread, the others for the torch thread.
         """
         self._every_s = every_s
         self._must_tell = must_tell
+        self._is_urgent = is_urgent
         self._states: deque[StepDone] = deque(maxlen=_MOST_UNSENT)
         self._outcome: Future[Outcome] | None = None
         self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._woken = threading.Event()
 
     def put(self, done: StepDone) -> None:
         """A step is done."""
@@ -55,22 +60,25 @@ class Outbox:
             if self._states and self._every_s and not self._must_tell(self._states[-1]):
                 self._states.pop()
             self._states.append(done)
+        if self._is_urgent(done):
+            self._woken.set()
 
     def end(self, outcome: Future[Outcome]) -> None:
         """The run has ended."""
         self._outcome = outcome
-        self._ended.set()
+        self._woken.set()
 
     def get(self) -> StepDone | Future[Outcome]:
         """The next state, or once none is left and the run has ended, its outcome."""
         while True:
-            ended = self._ended.is_set()
+            self._woken.clear()
+            outcome = self._outcome
             with self._lock:
                 if self._states:
                     return self._states.popleft()
-            if ended and self._outcome is not None:
-                return self._outcome
-            self._ended.wait(self._every_s or _LOOK_S)
+            if outcome is not None:
+                return outcome
+            self._woken.wait(self._every_s or _LOOK_S)
 
 
 class StepReports:
@@ -110,6 +118,10 @@ class StepReports:
         self._add_preview(update, done)
         yield node_pb2.RunResponse(state=update)
         yield from pieces
+
+    def is_last_but_one(self, done: StepDone) -> bool:
+        """Whether one more step is to come: the coordinator lines the next job up behind it."""
+        return done.state.step == self._end_step - 1
 
     def has_preview(self, done: StepDone) -> bool:
         """Whether a preview goes along with a step."""

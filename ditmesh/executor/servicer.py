@@ -7,7 +7,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from ditmesh.executor.engine import Engine
 from ditmesh.executor.keeper import StateKeeper, state_messages
 from ditmesh.executor.predict import PredictSession
 from ditmesh.executor.session import RunSession
+from ditmesh.executor.torch_thread import TorchThread
 from ditmesh.models.describe import describe
 from ditmesh.shared_memory import host_id
 from ditmesh.v1 import node_pb2 as pb
@@ -73,7 +74,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self._give_up = give_up
         self._store = ContentStore(limits.content_bytes)
         self._keeper = StateKeeper()
-        self._torch_thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
+        self._torch_thread = TorchThread()
         self._models = [describe(info) for info in engine.cache.catalogue.models.values()]
         self._incarnation = uuid.uuid4().hex
         self._changed = threading.Condition()

@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Executor as ThreadPool
 from contextlib import contextmanager
 
 import grpc
@@ -27,11 +26,14 @@ from ditmesh.executor.keeper import StateKeeper
 from ditmesh.executor.loop import Outcome, SpanMaker, StepDone, Task, no_span, run
 from ditmesh.executor.receiving import asking, receive
 from ditmesh.executor.reporting import Outbox, StepReports, result_messages
+from ditmesh.executor.torch_thread import TorchThread
 from ditmesh.executor.weight_patches import patch_set
 from ditmesh.jobs import Job
 from ditmesh.v1 import node_pb2
 
 log = logging.getLogger(__name__)
+
+_BEGIN_S = 0.003
 
 
 class RunSession:
@@ -40,7 +42,7 @@ class RunSession:
     def __init__(
         self,
         engine: Engine,
-        torch_thread: ThreadPool,
+        torch_thread: TorchThread,
         store: ContentStore,
         keeper: StateKeeper,
         *,
@@ -145,7 +147,7 @@ class RunSession:
     ) -> Iterator[node_pb2.RunResponse]:
         leads = self._engine.leads(order.mesh)
         reports = StepReports(order.job, task, self._state_every_s)
-        outbox = Outbox(self._step_every_s, reports.has_preview)
+        outbox = Outbox(self._step_every_s, reports.has_preview, reports.is_last_but_one)
 
         def publish(done: StepDone) -> None:
             self._keeper.keep(order.job.job_id, done)
@@ -165,6 +167,9 @@ class RunSession:
         while isinstance(item := outbox.get(), StepDone):
             span.event("step", step=item.state.step, sigma=item.sigma, seconds=item.seconds)
             yield from reports.messages(item)
+        if self._torch_thread.busy:
+            # The job that lined up begins now, in the same interpreter: that comes first.
+            time.sleep(_BEGIN_S)
         outcome = item.result()
         if leads and outcome.stopped == GO_ON:
             with telemetry.span("send"):

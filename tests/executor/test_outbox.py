@@ -72,6 +72,18 @@ def test_the_end_is_told_at_once() -> None:
     assert told == [1]
 
 
+def test_what_is_urgent_is_told_at_once() -> None:
+    """A reader that waits for the next look is woken."""
+    outbox = Outbox(every_s=3600.0, is_urgent=lambda item: item.state.step == 2)
+    with reader(outbox) as told:
+        outbox.put(done(2))
+        for _ in range(1000):
+            if told:
+                break
+            threading.Event().wait(0.005)
+        assert told == [2]
+
+
 def test_of_steps_that_nobody_has_read_the_newest_is_told() -> None:
     """They came too fast for anybody to follow; the last is told in any case."""
     outbox = Outbox(every_s=0.01)
