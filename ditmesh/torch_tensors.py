@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ditmesh.tensors import DataType, TensorSpec, WireTensor
@@ -37,12 +39,22 @@ def as_torch(tensor: WireTensor, device: torch.device | str = "cpu") -> torch.Te
     return flat.reshape(tensor.spec.shape).to(device)
 
 
-def _beneath(data: bytes | memoryview) -> mmap.mmap | bytearray | None:
+def borrowed(tensor: WireTensor, device: torch.device | str = "cpu") -> torch.Tensor:
+    """As `as_torch`, in place too where others may write to the memory: for who is done with it
+    before they do.
+    """
+    if not isinstance(tensor.data, memoryview) or tensor.data.readonly:
+        return as_torch(tensor, device)
+    flat = torch.frombuffer(tensor.data, dtype=_TORCH[tensor.spec.data_type])
+    return flat.reshape(tensor.spec.shape).to(device)
+
+
+def _beneath(data: bytes | memoryview) -> mmap.mmap | npt.NDArray[np.uint8] | None:
     """What torch can use in place. It warns of what cannot be written to, such as `bytes`."""
     if not isinstance(data, memoryview) or not data.readonly:
         return None
     whole = data.obj
-    if isinstance(whole, (mmap.mmap, bytearray)) and len(whole) == data.nbytes:
+    if isinstance(whole, (mmap.mmap, np.ndarray)) and len(whole) == data.nbytes:
         return whole
     return None
 
@@ -53,3 +65,14 @@ def from_torch(tensor: torch.Tensor) -> WireTensor:
     dense = tensor.detach().cpu().contiguous()
     raw = dense.reshape(-1).view(torch.uint8).numpy().tobytes()
     return WireTensor(TensorSpec(data_type, tuple(tensor.shape)), raw)
+
+
+def write_torch(tensor: torch.Tensor, dtype: torch.dtype, into: memoryview) -> WireTensor:
+    """As `from_torch` of the tensor in that dtype, its bytes written to the beginning of `into`.
+
+    Raises KeyError for a dtype that does not travel, and ValueError for too little room.
+    """
+    data = into[: tensor.numel() * dtype.itemsize]
+    there = torch.frombuffer(data, dtype=dtype, count=tensor.numel())
+    there.reshape(tensor.shape).copy_(tensor)
+    return WireTensor(TensorSpec(_WIRE[dtype], tuple(tensor.shape)), data)

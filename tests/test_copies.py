@@ -23,7 +23,7 @@ from ditmesh.exchange import Receiver
 from ditmesh.executor.inputs import TensorReader
 from ditmesh.shared_memory import Memory
 from ditmesh.tensors import DataType, TensorSpec, WireTensor, as_wire
-from ditmesh.torch_tensors import as_torch, from_torch, to_torch
+from ditmesh.torch_tensors import as_torch, borrowed, from_torch, to_torch, write_torch
 from ditmesh.v1 import node_pb2, sampler_pb2
 
 T = TypeVar("T")
@@ -149,7 +149,9 @@ def test_shared_memory_is_read_in_place(copies: Count) -> None:
 
 
 def test_what_is_new_in_a_call_is_where_both_processes_have_it_mapped(copies: Count) -> None:
-    """It is written and read in place. The output is copied out: the next call has the memory."""
+    """It is written and read in place, by torch too, which writes the output so. What outlives the
+    call is copied out: the next one has the memory.
+    """
     tensor = wire(LATENT)
     with Memory() as memory:
         at = memory.leave_room(LATENT.nbytes)
@@ -163,6 +165,15 @@ def test_what_is_new_in_a_call_is_where_both_processes_have_it_mapped(copies: Co
         assert near(found) == 0
         received = WireTensor(tensor.spec, theirs[: LATENT.nbytes])
         assert received == tensor
+        found, x = copies(lambda: borrowed(received), LATENT.nbytes)
+        assert near(found) == 0
+        assert torch.equal(x, LATENT)
+        answer = torch.full(LATENT.shape, 2.0, dtype=torch.bfloat16)
+        found, output = copies(lambda: write_torch(answer, LATENT.dtype, theirs), LATENT.nbytes)
+        assert near(found) == 0
+        assert bytes(ours[: LATENT.nbytes]) == wire(answer.float()).data
+        assert output.spec == from_torch(LATENT).spec
+        ours[: LATENT.nbytes] = tensor.data
         found, copy = copies(lambda: as_torch(received), LATENT.nbytes)
         assert near(found) == 1
         ours[: LATENT.nbytes] = bytes(range(256)) * (LATENT.nbytes // 256)

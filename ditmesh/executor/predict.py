@@ -20,7 +20,7 @@ from ditmesh.executor.weight_patches import patch_set
 from ditmesh.models.patches import PatchSet
 from ditmesh.rpc_status import to_status_bytes
 from ditmesh.tensors import WireTensor
-from ditmesh.torch_tensors import from_torch
+from ditmesh.torch_tensors import borrowed, from_torch, write_torch
 from ditmesh.v1 import node_pb2, sampler_pb2, tensor_pb2
 
 _Requests = Iterator[node_pb2.PredictStepRequest]
@@ -119,16 +119,15 @@ class PredictSession:
             start = next(requests, None)
             if start is None or start.WhichOneof("message") != "start":
                 raise ProtocolError("expected start")
-        future = self._torch_thread.submit(self._compute, call, tensors, opened)
+        place = memory.output if memory is not None else memoryview(b"")
+        future = self._torch_thread.submit(self._compute, call, tensors, opened, place)
         output = future.result()
         result = sampler_pb2.PredictResult(call_id=call.call_id)
-        if not self._engine.leads(opened.mesh):
+        if output is None:
             yield node_pb2.PredictStepResponse(result=result)
             return
         result.output.CopyFrom(output.spec.to_proto())
-        room = tensors[call.x].spec.nbytes
-        if memory is not None and output.spec.nbytes == room <= len(memory.output):
-            memory.output[:room] = output.data
+        if isinstance(output.data, memoryview):
             yield node_pb2.PredictStepResponse(result=result, written=True)
             return
         yield node_pb2.PredictStepResponse(result=result)
@@ -145,14 +144,19 @@ class PredictSession:
         call: sampler_pb2.PredictCall,
         tensors: tuple[WireTensor, ...],
         opened: node_pb2.PredictStepOpen,
-    ) -> WireTensor:
+        place: memoryview,
+    ) -> WireTensor | None:
+        """The output, in `place` if it is as large as x and has room there; None: another rank
+        answers.
+        """
         # The group may have gone since the stream was opened: another's collectives are not its.
         self._engine.require(opened.epoch, opened.mesh)
         try:
             with all_or_none(self._engine):
                 model = self._engine.model(opened.model, opened.mesh, self._patches)
                 reader = TensorReader(tensors, model.device, self._kept)
-                x = reader[call.x]
+                # The memory is the next call's only once all ranks have answered this one.
+                x = borrowed(tensors[call.x], model.device)
                 timestep = torch.tensor(
                     list(call.timestep), dtype=torch.float32, device=model.device
                 )
@@ -165,6 +169,10 @@ class PredictSession:
         except Exception as error:
             # A collective that broke, or memory that ran out: another executor may do better.
             raise ExecutorFailed(f"{type(error).__name__}: {error}") from error
+        if not self._engine.leads(opened.mesh):
+            return None
+        if output.shape == x.shape and x.nbytes <= len(place):
+            return write_torch(output, x.dtype, place)
         return from_torch(output.to(x.dtype))
 
 

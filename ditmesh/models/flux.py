@@ -86,7 +86,9 @@ def pack(x_BCHW: Tensor) -> Tensor:
     batch, _, height, width = x_BCHW.shape
     rows, columns = height // PATCH_SIZE, width // PATCH_SIZE
     pairs = _paired(x_BCHW.contiguous()).reshape(batch, -1, rows, PATCH_SIZE, columns)
-    moved = _moved(pairs, (0, 2, 4, 1, 3))
+    # First whole rows, then each row of patches for itself: at once takes a CPU twice as long.
+    by_row = _moved(pairs, (0, 2, 1, 3, 4)).view(batch, rows, -1, columns)
+    moved = _moved(by_row, (0, 1, 3, 2))
     return moved.view(batch, rows * columns, -1).view(x_BCHW.dtype)
 
 
