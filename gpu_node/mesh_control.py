@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from ditmesh.errors import BadResult, GroupLost, RanksDiffer
-from ditmesh.executor.control import StopFlag, StopReason, require_finite
+from ditmesh.errors import GroupLost, RanksDiffer
+from ditmesh.executor.control import (
+    StopFlag,
+    StopReason,
+    all_finite,
+    not_finite,
+    require_finite,
+)
 from ditmesh.mesh import MeshSpec
 from ditmesh.sampling import State
 
@@ -19,8 +25,8 @@ if TYPE_CHECKING:
 class MeshControl:
     """Before each step the mesh's first rank decides, and all compare their states.
 
-    The broadcast carries the decision, the job and a checksum of the leader's latent: a rank that
-    is at another job or step, or holds another latent, must not go on.
+    The broadcast carries the decision, the job, a checksum of the leader's latent, and whether that
+    is finite: a rank that is at another job or step, or holds another latent, must not go on.
     """
 
     def __init__(self, group: Group, mesh: MeshSpec, flag: StopFlag, job_id: str) -> None:
@@ -34,34 +40,29 @@ class MeshControl:
         if len(self._mesh.ranks) == 1:
             require_finite(state)
             return self._flag.reason()
-        checksum, finite = _checksum(state.latent)
-        reason = self._flag.reason()
-        mine = [int(reason), state.step, checksum, int(finite), self._job]
-        decided = self._group.decide(self._mesh, mine)
-        if decided[-1] != self._job:
+        leads = self._group.rank == self._mesh.ranks[0]
+        checksum = _checksum(state.latent)
+        # Who has the same bits need not look.
+        finite = not leads or all_finite(state.latent)
+        mine = [int(self._flag.reason()), self._job, state.step, checksum, int(finite)]
+        reason, job, *theirs, finite_there = self._group.decide(self._mesh, mine)
+        if job != self._job:
             self._group.abort()
             raise GroupLost(f"rank {self._group.rank} is at another job than the leader")
-        if decided[1:] != mine[1:]:
+        if theirs != [state.step, checksum]:
             self._group.abort()
             raise RanksDiffer(
                 f"rank {self._group.rank} is at step {state.step} with checksum {checksum}, the "
-                f"leader at step {decided[1]} with {decided[2]}"
+                f"leader at step {theirs[0]} with {theirs[1]}"
             )
-        if not finite:
-            raise BadResult(
-                f"the latent is not finite after step {state.step}: the model's output overflowed"
-            )
-        return cast(StopReason, decided[0])
+        if not finite_there:
+            raise not_finite(state)
+        return cast(StopReason, reason)
 
 
-def _checksum(latent: torch.Tensor) -> tuple[int, bool]:
-    """A sum over an fp32 latent's bits, and whether every value is finite; one look at the device.
-
-    The largest value and the least are NaN where any value is.
-    """
+def _checksum(latent: torch.Tensor) -> int:
+    """A sum over an fp32 latent's bits."""
     flat = latent.contiguous().view(-1)
     # Two values at a time, where they are even in number: half the additions, which wrap around.
-    bits = flat.view(torch.int32 if flat.numel() % 2 else torch.int64).sum(dtype=torch.int64)
-    ends = torch.stack(torch.aminmax(flat))
-    both = torch.stack([bits, torch.isfinite(ends).all().to(torch.int64)]).tolist()
-    return int(both[0]), bool(both[1])
+    bits = flat.view(torch.int32 if flat.numel() % 2 else torch.int64)
+    return int(bits.sum(dtype=torch.int64))

@@ -76,6 +76,11 @@ def all_finite(latent: torch.Tensor) -> bool:
 def require_finite(state: State) -> None:
     """Raises BadResult when a value of the latent is NaN or infinite."""
     if not all_finite(state.latent):
-        raise BadResult(
-            f"the latent is not finite after step {state.step}: the model's output overflowed"
-        )
+        raise not_finite(state)
+
+
+def not_finite(state: State) -> BadResult:
+    """What to say of a state with a value that is NaN or infinite."""
+    return BadResult(
+        f"the latent is not finite after step {state.step}: the model's output overflowed"
+    )

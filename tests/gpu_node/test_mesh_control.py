@@ -27,9 +27,8 @@ SHAPES = [(1, 16, 4, 6), (1, 1, 3, 5)]
 class Ranks:
     """A group in which the leader said what the test says; by default the same as this rank."""
 
-    rank = 1
-
-    def __init__(self) -> None:
+    def __init__(self, rank: int = 1) -> None:
+        self.rank = rank
         self.said: list[int] = []
         self.leader: list[int] | None = None
         self.aborted = False
@@ -62,8 +61,7 @@ def test_a_single_bit_tells(shape: tuple[int, ...], index: int, bit: int) -> Non
     """Whichever bit of whichever value differs, the ranks say different things."""
     here, there = latent(shape), latent(shape)
     there.view(-1).view(torch.int32)[index] ^= -(2**31) if bit == 31 else 1 << bit
-    if torch.isfinite(there).all():
-        assert said(here) != said(there)
+    assert said(here) != said(there)
     assert said(here) == said(here.clone())
 
 
@@ -71,16 +69,35 @@ def test_a_single_bit_tells(shape: tuple[int, ...], index: int, bit: int) -> Non
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("index", [0, 7, -1])
 def test_one_value_that_is_not_finite(shape: tuple[int, ...], value: float, index: int) -> None:
-    """Wherever it stands, the job is told that the model overflowed."""
+    """Wherever it stands, the job is told that the model overflowed, by the leader; who has the
+    same bits takes its word, so that all of them say so.
+    """
     bad = latent(shape)
     bad.view(-1)[index] = value
+    leader, follower = Ranks(rank=0), Ranks(rank=1)
     with pytest.raises(BadResult, match="not finite after step 3"):
-        control(Ranks()).agree(State(3, bad))
+        control(leader).agree(State(3, bad))
+    follower.leader = leader.said
+    with pytest.raises(BadResult, match="not finite after step 3"):
+        control(follower).agree(State(3, bad))
+    assert not follower.aborted
 
 
-@pytest.mark.parametrize("differs", [1, 2, 3])
+def test_a_mesh_of_one_rank_has_nobody_to_ask() -> None:
+    """It decides by its own flag, and finds what is not finite itself."""
+    ranks, flag = Ranks(rank=0), StopFlag()
+    alone = MeshControl(cast("Group", ranks), MeshSpec((0,), 1), flag, "job")
+    assert alone.agree(State(1, latent(SHAPES[0]))) == GO_ON
+    flag.set(pb.STOP_REASON_CANCELLED)
+    assert alone.agree(State(1, latent(SHAPES[0]))) == pb.STOP_REASON_CANCELLED
+    with pytest.raises(BadResult, match="not finite after step 2"):
+        alone.agree(State(2, latent(SHAPES[0]) / 0))
+    assert ranks.said == []
+
+
+@pytest.mark.parametrize("differs", [2, 3])
 def test_another_state_than_the_leaders(differs: int) -> None:
-    """Another step, checksum or finiteness than the leader's: this rank leaves and says so."""
+    """Another step or checksum than the leader's: this rank leaves and says so."""
     ranks = Ranks()
     ranks.leader = [GO_ON, *said(latent(SHAPES[0]))[1:]]
     ranks.leader[differs] += 1
