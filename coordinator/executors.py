@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
+from coordinator.causes import cause, lost, translate
 from coordinator.lifecycle.patience import Patience
 from coordinator.member import MemberRun, PreparedRun, RunEnd, StepReport, give_up
 from coordinator.nodes import NodeLink
@@ -20,22 +21,12 @@ from coordinator.stopping import StopRequest, done_before, forward_stop
 from coordinator.together import together
 from ditmesh import telemetry
 from ditmesh.errors import (
-    BadResult,
-    DamagedModel,
     DitmeshError,
-    ExecutorFailed,
-    GroupLost,
     InternalError,
-    InvalidRequest,
-    JobCancelled,
     RanksDiffer,
-    StaleEpoch,
-    Unavailable,
-    UnknownModel,
 )
 from ditmesh.jobs import Job
 from ditmesh.mesh import MeshSpec
-from ditmesh.rpc_status import from_rpc_error
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import node_pb2, sampler_pb2
 
@@ -47,9 +38,6 @@ _PREPARE_S = 1800.0
 # for: one that found its stream closed before it began would leave the run out, and take the
 # leader's last word in it for the next.
 _SETTLE_S = 5.0
-
-# A member that ends a stream so is shutting down, cut off, or in another group by now.
-_GONE = (Unavailable, StaleEpoch, JobCancelled)
 
 T = TypeVar("T")
 
@@ -138,6 +126,7 @@ class Executor:
         report = _timed(on_step, patience)
         stepped = False
         others = [asyncio.Event() for _ in runs[1:]]
+        differing: list[RanksDiffer] = []
 
         def step(done: StepReport) -> None:
             nonlocal stepped
@@ -148,11 +137,18 @@ class Executor:
             end = await runs[0].follow(step, patience.limit_s)
             if not stepped:
                 await _within(_SETTLE_S, others)
+            if differing:
+                # The last state is compared too, while the result is on its way.
+                raise differing[0]
             return end
 
         async def join(run: MemberRun, ended: asyncio.Event) -> RunEnd:
             try:
                 return await run.follow(_ignore, _forever)
+            except (grpc.aio.AioRpcError, DitmeshError) as error:
+                if isinstance(known := translate(error), RanksDiffer):
+                    differing.append(known)
+                raise
             finally:
                 ended.set()
 
@@ -207,52 +203,10 @@ class Executor:
         if joint.results:
             return joint.results
         if joint.failures:
-            raise self._cause(joint.failures)
+            raise cause(self.name, self.members, joint.failures)
         for rank in joint.late:
             self.members[rank].hung(joint.problems[rank])
-        raise self._lost(*next(iter(joint.problems.items())))
-
-    def _cause(self, failures: Sequence[tuple[int, BaseException]]) -> BaseException:
-        """The error to tell: what no executor could do, then a death, then the work itself."""
-        known = [(rank, _translate(error)) for rank, error in failures]
-        for _, error in known:
-            if isinstance(error, InvalidRequest) or not isinstance(error, DitmeshError):
-                return error
-        for rank, error in known:
-            if isinstance(error, RanksDiffer):
-                # Before a death, too: it says what the states are worth.
-                return RanksDiffer(f"at {self.members[rank].address}, {error.message}")
-        for rank, link in enumerate(self.members):
-            if not link.up:
-                return self._lost(rank, f"is gone ({link.view.problem})")
-        for rank, error in known:
-            if isinstance(error, _GONE):
-                return self._lost(rank, f"is gone ({error.message})")
-        for _, error in known:
-            if isinstance(error, BadResult):
-                return error
-        for _, error in known:
-            if isinstance(error, (UnknownModel, DamagedModel)):
-                # The group as such is sound, and another executor may have the model.
-                return error if self.name == "local" else ExecutorFailed(str(error))
-        rank, error = known[0]
-        return self._lost(rank, f"failed: {error}")
-
-    def _lost(self, rank: int, what: str) -> ExecutorFailed:
-        address = self.members[rank].address
-        if self.name == "local":
-            return ExecutorFailed(f"the local sampler at {address} {what}")
-        return GroupLost(f"rank {rank} at {address} {what}")
-
-
-def _translate(error: BaseException) -> BaseException:
-    if not isinstance(error, grpc.aio.AioRpcError):
-        return error
-    known = from_rpc_error(error, peer="the node")
-    if type(known) in _GONE:
-        # gRPC's own words: ours are for a user who could check the address.
-        return Unavailable(error.details() or "its stream broke")
-    return known
+        raise lost(self.name, self.members, *next(iter(joint.problems.items())))
 
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:

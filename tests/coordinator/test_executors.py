@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from coordinator import executors
 from coordinator.lifecycle.patience import Patience
 from coordinator.stopping import StopRequest
 from ditmesh import errors
@@ -84,6 +85,33 @@ def test_every_step_that_was_finished_is_reported_before_a_loss(
             with pytest.raises(errors.GroupLost, match="rank 1"):
                 await work(made, steps)
             assert steps == [1, 2]
+
+    run(test())
+
+
+def test_a_result_that_a_rank_is_known_not_to_share_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ranks compare the last state as well, while the leader's result is on its way."""
+    noticed: list[BaseException] = []
+
+    def translate(error: BaseException) -> BaseException:
+        noticed.append(translated(error))
+        return noticed[-1]
+
+    async def wait(node: ScriptedNode, context: Any) -> None:
+        await until(lambda: noticed)
+
+    translated = executors.translate
+    monkeypatch.setattr(executors, "translate", translate)
+    monkeypatch.setattr("coordinator.together._AFTERMATH_S", PATIENCE_S)
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+            nodes[0].at["end"] = wait
+            nodes[1].at["end"] = aborting(errors.RanksDiffer("rank 1 is at step 2"))
+            with pytest.raises(errors.RanksDiffer, match="rank 1 is at step 2"):
+                await work(made)
 
     run(test())
 
