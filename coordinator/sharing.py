@@ -16,8 +16,11 @@ from ditmesh.v1 import node_pb2
 
 log = logging.getLogger(__name__)
 
-# More than this is written on a thread: the event loop has streams to serve meanwhile.
-_INLINE_BYTES = 1 << 20
+# More than this is written on a thread: the event loop has streams to serve meanwhile. The text of
+# one picture is not: handing it to a thread and back takes longer than writing it.
+_INLINE_BYTES = 5 << 20
+# What is written between two turns of the event loop.
+_PIECE_BYTES = 1 << 20
 # Enough for a picture of 1024x1024: its latent, and the model's output.
 _KEPT_BYTES = 4 << 20
 # One for all executors: what the next job needs is of the sizes that the last one had.
@@ -184,8 +187,8 @@ class CallMemory:
         places = []
         for size in sizes:
             places.append((memory.nbytes, size))
-            for at in range(0, size, _INLINE_BYTES):
-                memory.leave_room(min(size - at, _INLINE_BYTES))
+            for at in range(0, size, _PIECE_BYTES):
+                memory.leave_room(min(size - at, _PIECE_BYTES))
                 await asyncio.sleep(0)
         self._mapped, self._places = memory.map(), tuple(places)
 
@@ -193,10 +196,10 @@ class CallMemory:
 async def _copy(data: bytes | memoryview, into: memoryview, offset: int) -> None:
     """Piece by piece, with turns for others on the event loop."""
     view = memoryview(data)
-    for at in range(0, len(view), _INLINE_BYTES):
+    for at in range(0, len(view), _PIECE_BYTES):
         if at:
             await asyncio.sleep(0)
-        piece = view[at : at + _INLINE_BYTES]
+        piece = view[at : at + _PIECE_BYTES]
         into[offset + at : offset + at + len(piece)] = piece
 
 

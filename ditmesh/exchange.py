@@ -10,6 +10,8 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 
+import numpy as np
+
 from ditmesh.content import ContentStore
 from ditmesh.errors import InvalidRequest, InvalidTensor, LimitExceeded, ProtocolError
 from ditmesh.tensors import TensorSpec, WireTensor, start_hash
@@ -17,6 +19,8 @@ from ditmesh.v1 import tensor_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
 MAX_CHUNK_BYTES = 2 << 20
+# Memory for all of a tensor is had when so much of it has come.
+_BEGUN = 1 / 16
 # A LoRA has hundreds.
 MAX_TENSORS = 8192
 
@@ -87,8 +91,7 @@ class Receiver:
             i for i, have in enumerate(self._have) if have is None and self._twin[i] == i
         )
         self._pending = list(reversed(self.needed))
-        # Grows as chunks come. A list of them would cost many times their bytes if they are tiny.
-        self._data = bytearray()
+        self._pieces = _Pieces()
         self._received = 0
         self.received_bytes = 0
         """Of all tensors so far."""
@@ -144,9 +147,9 @@ class Receiver:
         self.received_bytes += len(data)
         whole = len(data) == spec.nbytes
         if not whole:
-            self._data += data
+            self._pieces.add(data, spec.nbytes)
         if self._received == spec.nbytes:
-            self._finish(index, data if whole else memoryview(self._data).toreadonly(), name)
+            self._finish(index, data if whole else self._pieces.joined(), name)
 
     def place(self, found: Mapping[int, bytes | memoryview]) -> None:
         """Take whole tensors from where nobody could have changed them: hashes are not computed.
@@ -164,7 +167,7 @@ class Receiver:
         if self._digest is not None and self._digest.digest() != self.specs[index].sha256:
             raise InvalidTensor(f"the bytes of {name} do not have the declared sha256", field=name)
         self._keep(index, data)
-        self._data, self._received = bytearray(), 0
+        self._pieces, self._received = _Pieces(), 0
         self._pending.pop()
         self._digest = self._next_hash()
 
@@ -185,3 +188,33 @@ class Receiver:
             )
         found = [self._have[twin] for twin in self._twin]
         return tuple(tensor for tensor in found if tensor is not None)
+
+
+class _Pieces:
+    """A tensor's bytes as they come.
+
+    Memory grows with them at first: a list of tiny ones would cost many times their bytes, and a
+    declaration alone is to cost nothing. What grows is moved about and has small pages, which
+    takes longer than the copying; numpy has large ones.
+    """
+
+    def __init__(self) -> None:
+        self._grown = bytearray()
+        self._room = memoryview(b"")
+        self._end = 0
+
+    def add(self, data: bytes | memoryview, nbytes: int) -> None:
+        """Take the next piece of `nbytes` in all."""
+        begin, self._end = self._end, self._end + len(data)
+        if not self._room and self._end >= _BEGUN * nbytes:
+            self._room = np.empty(nbytes, np.uint8).data
+            self._room[:begin] = self._grown
+            self._grown = bytearray()
+        if self._room:
+            self._room[begin : self._end] = data
+        else:
+            self._grown += data
+
+    def joined(self) -> memoryview:
+        """All of them, for nobody to change."""
+        return self._room.toreadonly()

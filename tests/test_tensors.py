@@ -109,7 +109,7 @@ def test_torch_gets_memory_of_its_own() -> None:
 def test_torch_shares_memory_that_nobody_else_can_write_to() -> None:
     """What others may write to, and what torch must not, it has a copy of."""
     spec = TensorSpec(DataType.U8, (4,))
-    theirs = bytearray(4)
+    theirs = np.zeros(4, np.uint8)
     kept = memoryview(theirs).toreadonly()
     for data, shared in ((kept, True), (memoryview(theirs), False), (bytes(4), False)):
         tensor = as_torch(WireTensor(spec, data))

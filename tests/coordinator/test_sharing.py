@@ -84,6 +84,7 @@ def test_a_run_that_is_given_up_while_memory_is_written_leaves_it_alone(
             go_on.set()
 
     monkeypatch.setattr(Memory, "add", add)
+    monkeypatch.setattr("coordinator.sharing._INLINE_BYTES", 0)
     run(test())
 
 
