@@ -29,7 +29,7 @@ from coordinator.rendezvous import Rendezvous
 from coordinator.runner import Runner
 from coordinator.sampler_service import SamplerServicer
 from coordinator.scheduler import Scheduler
-from ditmesh import chunk_messages, telemetry
+from ditmesh import chunk_messages, heap, telemetry
 from ditmesh.content import ContentStore
 from ditmesh.errors import InvalidMesh
 from ditmesh.security import Tokens, UnsafeListener, require_safe
@@ -45,6 +45,8 @@ from ditmesh.v1 import (
 
 log = logging.getLogger(__name__)
 
+# Some pieces of tensors and messages on their way; what is under way at once is limited elsewhere.
+_KEPT_BYTES = 64 << 20
 _OPTIONS = (
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.max_send_message_length", 8 << 20),
@@ -63,6 +65,7 @@ def run(config: CoordinatorConfig) -> int:
     logging.basicConfig(
         level=config.log_level, format="%(asctime)s coordinator %(levelname)s %(message)s"
     )
+    heap.keep_freed(_KEPT_BYTES)
     exporting = telemetry.setup(config.telemetry)
     try:
         asyncio.run(Coordinator(config, exporting.metrics).serve())

@@ -6,13 +6,14 @@ import ctypes
 
 _LARGEST_BLOCK = 32 << 20
 """The largest that glibc lets one set: what is larger is mapped and goes back when it is freed."""
-_KEPT_BYTES = 512 << 20
+KEPT_BYTES = 512 << 20
+"""What a process that computes keeps: about what a step has of such blocks at once."""
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
-def keep_freed() -> bool:
-    """Have this process keep what it frees, up to 512 MiB, and use it again.
+def keep_freed(nbytes: int = KEPT_BYTES) -> bool:
+    """Have this process keep what it frees, up to so many bytes, and use it again.
 
     A step of a sampler allocates the same activations as the one before. glibc returns them to the
     system in between, and each page costs a fault when it is next touched, which is slow on a
@@ -27,7 +28,7 @@ def keep_freed() -> bool:
         return False
     settings = (
         (_M_MMAP_THRESHOLD, _LARGEST_BLOCK),
-        (_M_TRIM_THRESHOLD, _KEPT_BYTES),
+        (_M_TRIM_THRESHOLD, nbytes),
         (_M_ARENA_MAX, 1),
     )
     return all(mallopt(name, value) for name, value in settings)

@@ -162,8 +162,11 @@ class WireTensor:
         return all(bool(finite(flat[at : at + _FINITE_BLOCK]).all()) for at in blocks)
 
     @classmethod
-    def from_numpy(cls, array: npt.NDArray[np.generic]) -> WireTensor:
-        """Copy an array. Raises InvalidTensor for a type that does not travel."""
+    def from_numpy(cls, array: npt.NDArray[np.generic], *, copy: bool = True) -> WireTensor:
+        """An array's bytes; without `copy`, where they are if they are as they travel.
+
+        Raises InvalidTensor for a type that does not travel.
+        """
         dense = np.ascontiguousarray(array)
         data_type = _BY_STORAGE.get(dense.dtype.newbyteorder("<"))
         if data_type is None and dense.dtype == np.float64:
@@ -174,7 +177,7 @@ class WireTensor:
                 "uint8 or int64"
             )
         stored = dense.astype(data_type.storage, copy=False)
-        return cls(TensorSpec(data_type, tuple(array.shape)), stored.tobytes())
+        return cls(TensorSpec(data_type, tuple(array.shape)), _bytes(stored, copy))
 
 
 class HashedTensor(WireTensor):
@@ -210,25 +213,30 @@ def start_hash(spec: TensorSpec) -> hashlib._Hash:
     return hashlib.sha256(f"{spec.data_type.label}[{','.join(map(str, spec.shape))}]".encode())
 
 
-def as_wire(value: object) -> WireTensor:
+def as_wire(value: object, *, copy: bool = True) -> WireTensor:
     """A WireTensor from one, from a numpy array, or from a torch tensor without importing torch.
 
-    Raises InvalidTensor for anything else.
+    Without `copy`, the value must stay as it is for as long as the result is used. Raises
+    InvalidTensor for anything else.
     """
     if isinstance(value, WireTensor):
         return value
     if type(value).__module__.partition(".")[0] == "torch":
-        return _from_torch_like(value)
-    return WireTensor.from_numpy(np.asarray(value))
+        return _from_torch_like(value, copy)
+    return WireTensor.from_numpy(np.asarray(value), copy=copy)
 
 
-def _from_torch_like(tensor: object) -> WireTensor:
+def _from_torch_like(tensor: object, copy: bool) -> WireTensor:
     dense = tensor.detach().cpu().contiguous()  # type: ignore[attr-defined]
     if str(dense.dtype) == "torch.bfloat16":
         # numpy lacks bf16, and torch views it as int16 without knowing numpy.
         raw = dense.view(_torch_int16(dense)).numpy()
-        return WireTensor(TensorSpec(DataType.BF16, tuple(dense.shape)), raw.tobytes())
-    return WireTensor.from_numpy(dense.numpy())
+        return WireTensor(TensorSpec(DataType.BF16, tuple(dense.shape)), _bytes(raw, copy))
+    return WireTensor.from_numpy(dense.numpy(), copy=copy)
+
+
+def _bytes(dense: npt.NDArray[np.generic], copy: bool) -> bytes | memoryview:
+    return dense.tobytes() if copy else dense.reshape(-1).view(np.uint8).data
 
 
 def _torch_int16(tensor: object) -> object:

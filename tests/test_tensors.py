@@ -80,9 +80,20 @@ def test_bf16_is_read_as_the_float32_of_the_same_value() -> None:
 )
 def test_any_layout_travels_dense_and_little_endian(array: np.ndarray, data_type: DataType) -> None:
     """Big-endian, strided, double precision and scalar arrays arrive with the same values."""
-    wire = as_wire(array)
-    assert wire.spec.data_type is data_type
-    assert np.array_equal(wire.numpy(), array)
+    for copy in (True, False):
+        wire = as_wire(array, copy=copy)
+        assert wire.spec.data_type is data_type
+        assert np.array_equal(wire.numpy(), array)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_travels_as_it_is_need_not_be_copied(dtype: torch.dtype) -> None:
+    """Without a copy the bytes are the value's own."""
+    values = torch.zeros(2, 3, dtype=dtype)
+    borrowed, copied = as_wire(values, copy=False), as_wire(values)
+    assert borrowed == copied
+    values += 1
+    assert borrowed == as_wire(values) != copied
 
 
 @pytest.mark.parametrize("value", [np.zeros(2, bool), np.zeros(2, np.int32), ["a"], object()])

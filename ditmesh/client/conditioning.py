@@ -68,10 +68,10 @@ class TensorTable:
         return len(self.tensors) - 1
 
 
-def to_wire(value: TensorLike, field: str) -> WireTensor:
-    """A tensor for the wire. Raises InvalidTensor, which names `field`."""
+def to_wire(value: TensorLike, field: str, *, copy: bool = True) -> WireTensor:
+    """A tensor for the wire, as `as_wire`. Raises InvalidTensor, which names `field`."""
     try:
-        return as_wire(value)
+        return as_wire(value, copy=copy)
     except (InvalidTensor, ValueError) as error:
         raise InvalidTensor(f"{field}: {error}", field=field) from error
 

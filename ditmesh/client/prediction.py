@@ -75,7 +75,8 @@ class PredictExchange:
         table = TensorTable()
         self._call = pb.PredictCall(
             call_id=call_id,
-            x=table.add(to_wire(x, "x")),  # new in every call: a hash would be for nothing
+            # New in every call: a hash would be for nothing, and a copy as well.
+            x=table.add(to_wire(x, "x", copy=False)),
             timestep=(timestep,) if isinstance(timestep, (int, float)) else timestep,
             conditioning=conditioning.to_proto(table),
         )

@@ -56,7 +56,8 @@ class PredictStream:
 
         `timestep` is one for all or one for each batch item, as the model takes it (Flux: the
         sigma). The output has the shape of `x`, and its type except that bf16 is float32. The
-        conditioning is sent once, as long as the server remembers it.
+        conditioning is sent once, as long as the server remembers it. `x` must stay as it is
+        until the answer is there.
         """
         exchange = PredictExchange(next(self._ids), x, timestep, conditioning)
         with self._turn:
