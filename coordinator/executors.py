@@ -72,12 +72,18 @@ class Executor:
 
         Members do this beside a job that they run. Raises as `run`.
         """
-        order = node_pb2.RunJob(epoch=self.epoch, mesh=self.mesh_index, job=job.spec)
+        # Members' spans are part of the whole run, and not of its preparation.
+        context = telemetry.current_span().context
+        order = node_pb2.RunJob(
+            epoch=self.epoch,
+            mesh=self.mesh_index,
+            job=job.spec,
+            traceparent=context.traceparent if context is not None else "",
+        )
         if deadline_s is not None:
             order.deadline_seconds = deadline_s
         with Share(job.tensors) as share:
             share.write_ahead(self.members)
-            # Their spans are part of the whole run, and not of its preparation.
             prepared = PreparedRun([MemberRun(link) for link in self.members])
             try:
                 with telemetry.span("prepare"):
@@ -86,6 +92,8 @@ class Executor:
             except BaseException:
                 prepared.close()
                 raise
+        for link in self.members:
+            link.runs.refill()
         return prepared
 
     async def run(

@@ -23,8 +23,6 @@ from ditmesh.v1 import node_pb2, sampler_pb2, tensor_pb2
 # What an executor sends is bounded by what it was sent; this only catches nonsense.
 _MAX_ANSWER_BYTES = 4 << 30
 
-_Call = grpc.aio.StreamStreamCall[node_pb2.RunRequest, node_pb2.RunResponse]
-
 
 @dataclass(frozen=True)
 class StepReport:
@@ -50,7 +48,7 @@ class MemberRun:
 
     def __init__(self, link: NodeLink) -> None:
         self.link = link
-        self._call: _Call = link.stub.Run(metadata=telemetry.current_metadata())
+        self._call = link.runs.take()
         self._status = CallStatus(self._call)
 
     async def prepare(self, order: node_pb2.RunJob, share: Share) -> None:
@@ -87,7 +85,7 @@ class MemberRun:
         when it takes longer.
         """
         result: sampler_pb2.SampleResult | None = None
-        tensors: tuple[WireTensor, ...] = ()
+        hashing: asyncio.Future[tuple[WireTensor, ...]] | None = None
         while True:
             patience = limit_s()
             try:
@@ -106,7 +104,10 @@ class MemberRun:
                 result = message.result
                 with telemetry.span("result"):
                     tensors = await self._tensors(result.tensors, "result.tensors")
+                # On a thread: hashing the latent must not hold up the job that is next.
+                hashing = asyncio.ensure_future(asyncio.to_thread(_hashed, tensors, result.latent))
             else:
+                tensors = await hashing if hashing is not None else ()
                 return RunEnd(message.done.stopped, result, tensors)
 
     def close(self) -> None:
@@ -146,6 +147,11 @@ class MemberRun:
                 return answer
         wanted = " or ".join(expected) or "waiting for more"
         raise InternalError(f"{self.link.address} sent {got} instead of {wanted}")
+
+
+def _hashed(tensors: Sequence[WireTensor], latent: int) -> tuple[WireTensor, ...]:
+    """The latent with its hash: whoever has it decoded need not send it again."""
+    return tuple(t.hashed() if i == latent else t for i, t in enumerate(tensors))
 
 
 class PreparedRun:

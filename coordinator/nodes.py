@@ -15,6 +15,7 @@ import grpc.aio
 from coordinator.given import Given
 from coordinator.lifecycle import node as lifecycle
 from coordinator.lifecycle.node import Change, Lost, NodeView, Report
+from coordinator.spare import Spare
 from ditmesh import chunk_messages
 from ditmesh.reloading import Reloading
 from ditmesh.v1 import cluster_pb2, node_pb2_grpc, pipeline_pb2_grpc
@@ -59,6 +60,7 @@ class NodeLink:
         self.seen = False
         self.report: pb.WatchResponse | None = None
         self.given = Given()
+        self.runs = Spare(lambda: self.stub.Run())
         self._silence_s = silence_s
         self._on_change = on_change
         self._ours = ours
@@ -152,6 +154,7 @@ class NodeLink:
 
     async def close(self) -> None:
         """Close the channel."""
+        self.runs.drop()
         await self._channel.close()
 
     async def _renew(self) -> None:
@@ -171,7 +174,9 @@ class NodeLink:
         self.view, changes = lifecycle.advance(self.view, event)
         if self.view.incarnation != known:
             self.given.clear()
+            self.runs.drop()
         if isinstance(event, Lost):
+            self.runs.drop()
             self.report = None
             self._lost.set()
         else:

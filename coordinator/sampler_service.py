@@ -177,10 +177,7 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         if record.end is None or record.end.result is None:
             raise InternalError("the job ended without a result")
         with telemetry.span("answer", parent=record.span):
-            # On a thread: hashing the latent must not hold up the job that is next.
-            result, tensors = await asyncio.to_thread(
-                self._named, record.end.result, record.end.tensors, record.scope
-            )
+            result, tensors = self._named(record.end.result, record.end.tensors, record.scope)
             yield pb.SampleResponse(result=result)
             for message in chunk_messages(pb.SampleResponse, tensors, range(len(tensors))):
                 yield message
@@ -189,7 +186,8 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
     def _named(
         self, result: pb.SampleResult, tensors: Sequence[WireTensor], scope: str
     ) -> tuple[pb.SampleResult, Sequence[WireTensor]]:
-        """The result with its latent hashed and kept, so that decoding it needs no upload."""
+        """The result with its latent kept, so that decoding it needs no upload."""
+        # Hashed already, unless it comes out of the journal.
         latent = tensors[result.latent].hashed()
         self._store.put(scope, latent)
         named = pb.SampleResult()

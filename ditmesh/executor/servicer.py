@@ -136,6 +136,8 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
     ) -> Iterator[pb.RunResponse]:
         """One job."""
         with self._answering(context):
+            # Streams are opened ahead: there is a job once something comes.
+            first = next(request_iterator, None)
             session = RunSession(
                 self._engine,
                 self._torch_thread,
@@ -147,7 +149,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                 step_every_s=self._limits.step_every_s,
             )
             with self._at_work():
-                yield from session.serve(request_iterator, context)
+                yield from session.serve(first, request_iterator, context)
         self._notify()
 
     def FetchState(

@@ -62,17 +62,19 @@ class RunSession:
         self._step_every_s = step_every_s
 
     def serve(
-        self, requests: Iterator[node_pb2.RunRequest], context: grpc.ServicerContext
+        self,
+        first: node_pb2.RunRequest | None,
+        requests: Iterator[node_pb2.RunRequest],
+        context: grpc.ServicerContext,
     ) -> Iterator[node_pb2.RunResponse]:
-        """Answer one stream. Raises the errors of `ditmesh.errors`."""
-        first = next(requests, None)
+        """Answer one stream, `first` and then `requests`. Raises the errors of `ditmesh.errors`."""
         if first is None or first.WhichOneof("message") != "job":
             raise ProtocolError("the first message of Run must be the job", field="job")
         order = first.job
         self._engine.require(order.epoch, order.mesh)
         with telemetry.server_span(
             "ditmesh.v1.NodeService/Run",
-            context.invocation_metadata(),
+            _trace_of(order, context),
             job_id=order.job.job_id,
             epoch=order.epoch,
             model=order.job.model,
@@ -195,6 +197,13 @@ class RunSession:
                 take_model()
                 control = self._engine.control(order.mesh, flag, order.job.job_id)
                 return run(task, control, publish, self._span_maker(order.mesh))
+
+
+def _trace_of(order: node_pb2.RunJob, context: grpc.ServicerContext) -> telemetry.Metadata:
+    """A coordinator that opens no stream ahead says it in the stream's own headers."""
+    if order.traceparent:
+        return (("traceparent", order.traceparent),)
+    return tuple(context.invocation_metadata())
 
 
 @contextmanager

@@ -15,7 +15,7 @@ One trace runs from the client through the coordinator to every node. `render_tr
 from ditmesh.telemetry.config import EXPORTERS, TelemetryConfig
 from ditmesh.telemetry.lifecycle import SHUTDOWN_S, Telemetry, setup, shutdown
 from ditmesh.telemetry.metrics import Metrics
-from ditmesh.telemetry.propagation import TraceContext, extract, inject
+from ditmesh.telemetry.propagation import Metadata, TraceContext, extract, inject
 from ditmesh.telemetry.rendering import latest_trace_id, render_trace
 from ditmesh.telemetry.spans import (
     Span,
@@ -31,6 +31,7 @@ from ditmesh.telemetry.spans import (
 __all__ = [
     "EXPORTERS",
     "SHUTDOWN_S",
+    "Metadata",
     "Metrics",
     "Span",
     "Telemetry",

@@ -149,16 +149,18 @@ class SharedTensor(_message.Message):
     def __init__(self, tensor: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class RunJob(_message.Message):
-    __slots__ = ("epoch", "mesh", "job", "deadline_seconds")
+    __slots__ = ("epoch", "mesh", "job", "deadline_seconds", "traceparent")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MESH_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     mesh: int
     job: _job_pb2.JobSpec
     deadline_seconds: float
-    def __init__(self, epoch: _Optional[int] = ..., mesh: _Optional[int] = ..., job: _Optional[_Union[_job_pb2.JobSpec, _Mapping]] = ..., deadline_seconds: _Optional[float] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, epoch: _Optional[int] = ..., mesh: _Optional[int] = ..., job: _Optional[_Union[_job_pb2.JobSpec, _Mapping]] = ..., deadline_seconds: _Optional[float] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class StartRun(_message.Message):
     __slots__ = ()

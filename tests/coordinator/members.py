@@ -46,6 +46,9 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         """The tensors that each job said where to read."""
         self.asked: list[list[int]] = []
         """Those that it asked for, if it did."""
+        self.streams = 0
+        self.orders: list[tuple[int, pb.RunJob]] = []
+        """How many streams had been opened when each job came, and the job."""
 
     async def _stage(self, name: str, context: Any) -> None:
         if name in self.at:
@@ -53,7 +56,9 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
 
     async def Run(self, requests: Any, context: Any) -> AsyncIterator[pb.RunResponse]:
         """As a node: needed, ready, states and result of two steps, done."""
+        self.streams += 1
         first = await anext(requests)
+        self.orders.append((self.streams, first.job))
         specs = read_specs(first.job.job.tensors, field="t", max_bytes=1 << 30)
         receiver = Receiver(specs, field="t")
         self.offered.append([place.tensor for place in first.offered.tensors])

@@ -12,7 +12,7 @@ import pytest
 from coordinator import executors
 from coordinator.lifecycle.patience import Patience
 from coordinator.stopping import StopRequest
-from ditmesh import errors
+from ditmesh import errors, telemetry
 from ditmesh.errors import DitmeshError
 from ditmesh.v1 import node_pb2 as pb
 from tests.coordinator.fakes import PATIENCE_S, run, until
@@ -33,6 +33,25 @@ def test_members_get_each_byte_once_and_the_leader_answers() -> None:
             assert [node.came for node in nodes] == [[nbytes], [nbytes]]
             # The leader's answer does not wait for the other.
             await until(lambda: [node.started for node in nodes] == [1, 1])
+
+    run(test())
+
+
+def test_a_job_comes_on_a_stream_that_is_open_and_is_still_part_of_its_own_trace() -> None:
+    """The second job opens no stream; what each belongs to is said in its message."""
+
+    async def test() -> None:
+        async with executor() as (made, nodes):
+            traces = [telemetry.TraceContext.new_root() for _ in range(2)]
+            for number, trace in enumerate(traces, 1):
+                with telemetry.span("job", parent=trace):
+                    await work(made)
+                await until(lambda number=number: {n.streams for n in nodes} == {number + 1})  # type: ignore[misc]
+            for node in nodes:
+                opened, orders = zip(*node.orders, strict=True)
+                assert opened == (1, 2)
+                told = [telemetry.extract([("traceparent", order.traceparent)]) for order in orders]
+                assert [t.trace_id for t in told if t] == [trace.trace_id for trace in traces]
 
     run(test())
 

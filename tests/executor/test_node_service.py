@@ -13,7 +13,7 @@ from ditmesh.jobs import extract_state
 from ditmesh.torch_tensors import to_torch
 from ditmesh.v1 import job_pb2
 from ditmesh.v1 import node_pb2 as pb
-from tests.executor.node import CASE, Node, failure, golden_job, serving, until
+from tests.executor.node import CASE, Node, Stream, failure, golden_job, serving, until
 from tests.sampling.golden_cases import load_golden
 
 
@@ -143,3 +143,13 @@ def test_a_node_that_drains_says_so_and_joins_nothing(tmp_path: Path) -> None:
         until(lambda: next(call).draining)
         error = failure(lambda: node.stub.JoinGroup(pb.JoinGroupRequest(epoch=1)))
         assert isinstance(error, errors.Draining)
+
+
+def test_a_stream_without_a_job_is_no_work(node: Node) -> None:
+    """Coordinators open streams ahead: such a one does not keep a node from shutting down."""
+    idle = Stream(node.stub)
+    # Its handler runs by the time that a later stream is served.
+    assert node.run(golden_job()).result is not None
+    assert node.servicer._jobs == 0
+    idle.call.cancel()
+    until(lambda: idle.call.done())
