@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -107,16 +108,21 @@ class _Coordinator:
     """The coordinator's own way to the ranks of a real group, from a job to its readiness."""
 
     def __init__(self, cluster: BenchCluster) -> None:
+        # On a thread of its own: a coordinator's loop does not rest between jobs.
         self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
         self._cluster = cluster
         self._count = 0
 
     def __enter__(self) -> _Coordinator:
+        self._thread.start()
         self._run(self._connect())
         return self
 
     def __exit__(self, *error: object) -> None:
         self._run(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
         self._loop.close()
 
     def send(self, data: np.ndarray[Any, np.dtype[np.uint8]]) -> float:
@@ -169,4 +175,4 @@ class _Coordinator:
             await link.close()
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self._loop.run_until_complete(coroutine)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
