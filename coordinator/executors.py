@@ -93,7 +93,8 @@ class Executor:
                 prepared.close()
                 raise
         for link in self.members:
-            link.runs.refill()
+            if link.up:
+                link.runs.refill()
         return prepared
 
     async def run(

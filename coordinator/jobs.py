@@ -34,6 +34,8 @@ _RETRY_AFTER_S = 2.0
 # How long a client has until it is expected to send.
 _START_S = 2.0
 _ADMITTED_AT_ONCE = 2
+# Tensors and patches of a job that is admitted at once.
+_FEW = 16
 
 _Key = tuple[str, str]
 
@@ -131,7 +133,8 @@ class JobTable:
 
     async def _admit(self, spec: pb.JobSpec) -> Admitted:
         model = self._cluster.find_model(spec.model, field="job.model")
-        if self._levels.knows(spec, model):
+        few = len(spec.tensors) <= _FEW and len(spec.weight_patches) <= _FEW
+        if few and self._levels.knows(spec, model):
             return admit(spec, model, self._limits, self._levels)
         async with self._admitting:
             return await asyncio.to_thread(admit, spec, model, self._limits, self._levels)

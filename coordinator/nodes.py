@@ -154,7 +154,7 @@ class NodeLink:
 
     async def close(self) -> None:
         """Close the channel."""
-        self.runs.drop()
+        self.runs.close()
         await self._channel.close()
 
     async def _renew(self) -> None:

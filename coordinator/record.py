@@ -101,7 +101,7 @@ class JobRecord:
     phase: JobPhase = JobPhase.RECEIVING
     job: Job | None = None
     snapshot: Snapshot | None = None
-    """Its newest state. Others set it by `keep`, `take_back` and `begin_again`."""
+    """Its newest state. Others set it by `keep`, `catch_up`, `take_back` and `begin_again`."""
     compared: Snapshot | None = None
     """The state before that: ranks compare theirs before each step, so all had this one."""
     error: DitmeshError | None = None
@@ -147,6 +147,11 @@ class JobRecord:
     def keep(self, snapshot: Snapshot) -> None:
         """There is a newer state."""
         self.snapshot, self.compared = snapshot, self.snapshot
+
+    def catch_up(self, snapshot: Snapshot) -> None:
+        """A member of the lost executor has a newer state than it told of."""
+        self.keep(snapshot)
+        self.segments[-1].end_step = self.reached
 
     def take_back(self) -> None:
         """The ranks differ in what the last step made: go on from a state that all of them had."""

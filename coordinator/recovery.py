@@ -36,7 +36,7 @@ async def catch_up(record: JobRecord, members: Sequence[NodeLink]) -> None:
         task.cancel()
     found = [snapshot for task in done if (snapshot := task.result()) is not None]
     if found and not record.phase.ended:
-        record.keep(max(found, key=lambda snapshot: snapshot.step))
+        record.catch_up(max(found, key=lambda snapshot: snapshot.step))
 
 
 async def _fetch(link: NodeLink, job_id: str, after_step: int) -> Snapshot | None:

@@ -5,6 +5,7 @@ message does, on both sides.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 
 import grpc.aio
@@ -24,6 +25,7 @@ class Spare:
         self._open_stream = open_stream
         self._stream: RunStream | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def take(self) -> RunStream:
         """The stream in store, or a new one."""
@@ -32,8 +34,12 @@ class Spare:
 
     def refill(self) -> None:
         """Have one in store soon."""
-        if self._timer is None and self._stream is None:
-            self._timer = asyncio.get_running_loop().call_later(_SOON_S, self._fill)
+        if self._closed or self._timer is not None or self._stream is not None:
+            return
+        # In no job's context: its trace would be held for as long as nobody wants the stream.
+        self._timer = asyncio.get_running_loop().call_later(
+            _SOON_S, self._fill, context=contextvars.Context()
+        )
 
     def drop(self) -> None:
         """The node may be another process from now on."""
@@ -42,6 +48,11 @@ class Spare:
         if self._stream is not None:
             self._stream.cancel()
         self._timer = self._stream = None
+
+    def close(self) -> None:
+        """There will be no more jobs."""
+        self.drop()
+        self._closed = True
 
     def _fill(self) -> None:
         self._timer = None

@@ -64,13 +64,22 @@ def echo(port: int, files: TlsFiles) -> bool:
 
 def shown(port: int) -> bytes:
     """The certificate that the server shows to whoever comes now."""
-    return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port))).strip()
+    return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port)))
 
 
 def held(files: TlsFiles) -> bytes:
     """The certificate in the file."""
     assert files.certificate is not None
     return ssl.PEM_cert_to_DER_cert(files.certificate.read_text())
+
+
+@contextmanager
+def ending(over: threading.Event) -> Iterator[None]:
+    """Threads that wait for it end, however the block is left."""
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def test_certificates_are_renewed_under_load(tmp_path: Path) -> None:
@@ -91,7 +100,7 @@ def test_certificates_are_renewed_under_load(tmp_path: Path) -> None:
         while not over.wait(0.01):
             yield b"beat"
 
-    with listening(server) as port, ThreadPoolExecutor(4) as callers:
+    with listening(server) as port, ThreadPoolExecutor(4) as callers, ending(over):
         calls = [callers.submit(call_on_new_connections) for _ in range(3)]
         with channel(port, client) as lasting:
             stream = lasting.stream_stream(ECHO)(beat())

@@ -37,12 +37,12 @@ class Outbox:
 
     def __init__(
         self,
-        every_s: float = 0.0,
+        every_s: float | None = 0.0,
         must_tell: Callable[[StepDone], bool] = lambda done: False,
         is_urgent: Callable[[StepDone], bool] = lambda done: False,
     ) -> None:
         """`every_s`: of steps that come faster, the newest is told of; and all that `must_tell`.
-        What `is_urgent` is told at once.
+        None: there are none to tell of. What `is_urgent` is told at once.
 
         `get` is for the stream's thread, the others for the torch thread.
         """
@@ -78,7 +78,7 @@ class Outbox:
                     return self._states.popleft()
             if outcome is not None:
                 return outcome
-            self._woken.wait(self._every_s or _LOOK_S)
+            self._woken.wait(_LOOK_S if self._every_s == 0.0 else self._every_s)
 
 
 class StepReports:

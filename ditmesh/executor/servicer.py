@@ -44,7 +44,8 @@ class ServicerLimits:
     """Tensors that repeat, kept for later requests."""
     state_every_s: float = 0.1
     """A job's state goes to the coordinator at most this often: if all ranks are lost at once, so
-    much work has to be done again, and what is sent meanwhile is not worth its bytes."""
+    much work has to be done again, and what is sent meanwhile is not worth its bytes. That of the
+    last step does not go: the result comes right after it."""
     step_every_s: float = 0.01
     """Of steps that come faster, the newest is told of: nobody can follow more."""
 

@@ -33,6 +33,15 @@ class Node(node_pb2_grpc.NodeServiceServicer):
             if over.wait(0.5):
                 return
 
+    def Run(
+        self, requests: Iterator[pb.RunRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.RunResponse]:
+        """Waits for a job."""
+        over = threading.Event()
+        context.add_callback(over.set)
+        over.wait()
+        yield from ()
+
 
 @contextmanager
 def node(address: str, files: TlsFiles) -> Iterator[None]:
@@ -58,7 +67,11 @@ def test_a_node_of_a_new_authority_is_found_with_renewed_files(tmp_path: Path) -
             link = NodeLink(address, silence_s=5, credentials=mine.channel_credentials())
             watching = asyncio.create_task(link.watch())
             await until(lambda: link.up)
+            link.runs.refill()
+            await until(lambda: link.runs._stream is not None)
         await until(lambda: not link.up)
+        # It was the lost process's.
+        assert link.runs._stream is None
         second.issue(tmp_path / "node", "node")
         with node(address, theirs):
             second.issue(tmp_path / "coordinator", "coordinator")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import Any, cast
 
 import pytest
 
 from coordinator import spare
 from coordinator.spare import Spare
+from tests.coordinator.fakes import until
 
 
 class Stream:
@@ -41,8 +43,7 @@ def store(opened: list[Stream]) -> Spare:
 async def filled(opened: list[Stream]) -> Spare:
     made = store(opened)
     made.refill()
-    while not opened:
-        await asyncio.sleep(0.001)
+    await until(lambda: opened)
     return made
 
 
@@ -74,6 +75,37 @@ def test_one_that_has_ended_is_not_given(opened: list[Stream]) -> None:
         assert cast(Any, made.take()) is opened[1]
 
     asyncio.run(test())
+
+
+def test_after_the_end_none_is_opened(opened: list[Stream]) -> None:
+    """A preparation that ends later must not open one on a closed connection."""
+
+    async def test() -> None:
+        made = await filled(opened)
+        made.close()
+        made.refill()
+        assert made._timer is None
+        assert opened[0].over
+
+    asyncio.run(test())
+
+
+def test_a_stream_in_store_belongs_to_no_trace(opened: list[Stream]) -> None:
+    """It is opened after a job, whose context it would keep until the next one."""
+    seen: list[Any] = []
+    owner: contextvars.ContextVar[str] = contextvars.ContextVar("owner", default="nobody")
+
+    def open_stream() -> Any:
+        seen.append(owner.get())
+        return Stream()
+
+    async def test() -> None:
+        owner.set("a job")
+        Spare(open_stream).refill()
+        await until(lambda: seen)
+
+    asyncio.run(test())
+    assert seen == ["nobody"]
 
 
 def test_another_process_gets_another_stream(opened: list[Stream]) -> None:

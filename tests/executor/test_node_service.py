@@ -146,10 +146,23 @@ def test_a_node_that_drains_says_so_and_joins_nothing(tmp_path: Path) -> None:
 
 
 def test_a_stream_without_a_job_is_no_work(node: Node) -> None:
-    """Coordinators open streams ahead: such a one does not keep a node from shutting down."""
+    """Coordinators open streams ahead: such a one does not keep a node from shutting down, and a
+    job on it does.
+    """
+    ahead = Stream(node.stub)
+    drained = threading.Event()
+
+    def drain() -> None:
+        node.servicer.drain(grace_s=60.0)
+        drained.set()
+
+    ahead.prepare(golden_job())
+    threading.Thread(target=drain, daemon=True).start()
+    assert not drained.wait(0.2)
     idle = Stream(node.stub)
-    # Its handler runs by the time that a later stream is served.
-    assert node.run(golden_job()).result is not None
-    assert node.servicer._jobs == 0
+    ahead.send(start=pb.StartRun())
+    assert ahead.follow().result is not None
+    ahead.end()
+    assert drained.wait(30.0)
+    assert not idle.call.done()
     idle.call.cancel()
-    until(lambda: idle.call.done())

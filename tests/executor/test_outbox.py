@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,6 +83,20 @@ def test_what_is_urgent_is_told_at_once() -> None:
                 break
             threading.Event().wait(0.005)
         assert told == [2]
+
+
+def test_a_rank_that_tells_nothing_sleeps_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Followers share an interpreter with the torch thread too, and have nothing to look for."""
+    outbox = Outbox(every_s=None)
+    waits: list[float | None] = []
+    wait = outbox._woken.wait
+    monkeypatch.setattr(outbox._woken, "wait", lambda s=None: waits.append(s) or wait(s))
+    with reader(outbox):
+        for _ in range(1000):
+            if waits:
+                break
+            threading.Event().wait(0.005)
+    assert waits == [None]
 
 
 def test_of_steps_that_nobody_has_read_the_newest_is_told() -> None:
