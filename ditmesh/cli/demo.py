@@ -20,7 +20,7 @@ from ditmesh.cli.status import wait_ready
 from ditmesh.cli.up import add_cluster_arguments, supervise
 from ditmesh.cli.watch import ready_line
 from ditmesh.options import bounded
-from ditmesh.supervisor import MISCONFIGURED, ChildEvent, ChildSpec, tell
+from ditmesh.supervisor import ChildEvent, ChildSpec, tell
 
 HELP = "start a cluster, sample one job, show what happened, stop it all"
 DESCRIPTION = """Starts a coordinator and eight nodes in one group, samples one job with a progress
@@ -135,7 +135,7 @@ class _Events:
             self.exit_code = event.code if self.exit_code is None else self.exit_code
             return
         tell(event)
-        if event.kind == "ended" and event.code == MISCONFIGURED and self.exit_code is None:
+        if event.stops_all and self.exit_code is None:
             self.exit_code = event.code
         if event.kind == "ended" and event.delay_s is not None:
             self._ends[event.child] += 1

@@ -20,7 +20,8 @@ from ditmesh.supervisor.signals import HANDLED, Pipe
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 MISCONFIGURED: Final = 2
-"""Exit code of a child that can never run as it is configured; it has said why."""
+"""Exit code of a child that can never run as it is configured; it has said why. It ends so at its
+start."""
 _LIBC: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
@@ -31,8 +32,8 @@ class ChildSpec:
     `target` is "package.module:function", resolved in the child and called with `args`; what it
     returns is the exit code (None means 0). `args` must be picklable where children are spawned.
     `env` is added to the environment of the child. With `restart`, the child is started again
-    whenever it ends, unless it is MISCONFIGURED; without, its end stops all children and its exit
-    code becomes the result.
+    whenever it ends, unless it is MISCONFIGURED and never ran well; without, its end stops all
+    children and its exit code becomes the result.
     """
 
     name: str

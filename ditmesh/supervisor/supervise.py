@@ -29,7 +29,8 @@ FIRST_DELAY_S: Final = 0.1
 LONGEST_DELAY_S: Final = 5.0
 """The longest pause before a restart."""
 SETTLED_S: Final = 10.0
-"""A child that lived this long is restarted after the first, short pause again."""
+"""A child that lived this long is restarted after the first, short pause again, and counts as one
+that can run as it is configured."""
 
 EventKind = Literal["started", "ended", "stopping", "killed"]
 
@@ -39,7 +40,7 @@ class ChildEvent:
     """Something that happened to a child.
 
     `code` is the exit code of a child that ended, 128 + n when signal n ended it. `delay_s` is the
-    pause before its restart, None when there will be none.
+    pause before its restart, None when there will be none. `stops_all`: its end is why all stop.
     """
 
     kind: EventKind
@@ -47,13 +48,14 @@ class ChildEvent:
     pid: int
     code: int | None = None
     delay_s: float | None = None
+    stops_all: bool = False
 
 
 def tell(event: ChildEvent) -> None:
     """Say on stderr what a child did that it should not; for `Supervisor`'s `on_event`."""
     if event.kind == "ended" and event.delay_s is not None:
         words = f"ended with code {event.code}; starting it again in {event.delay_s:g} s"
-    elif event.kind == "ended" and event.code == MISCONFIGURED:
+    elif event.stops_all and event.code == MISCONFIGURED:
         words = "cannot run as it is configured; stopping"
     elif event.kind == "killed":
         words = "did not stop in time and was killed"
@@ -84,13 +86,15 @@ class _Child:
     pid: int | None = None
     started_at: float = 0.0
     start_at: float | None = 0.0  # when it is due to be started; None: not at all
+    settled: bool = False  # whether an earlier life lasted SETTLED_S
 
 
 class Supervisor:
     """Runs `children` until a signal or the end of one that is not restarted.
 
     That is one without `restart`, and one that says by its exit code that it is MISCONFIGURED: to
-    start it again would not help, and the others are configured alike.
+    start it again would not help, and the others are configured alike. Of a child that ran for 10 s
+    before, it is not believed.
 
     start_method: "fork" on CPU, "spawn" on CUDA.
     preload: modules to import, or "module:function" to call, once before the first fork.
@@ -204,14 +208,19 @@ class Supervisor:
 
     def _ended(self, child: _Child, code: int) -> None:
         now = time.monotonic()
+        lived_s = now - child.started_at
+        # What ran with these options can run: its GPU may still be taken by its predecessor.
+        misconfigured = code == MISCONFIGURED and not child.settled
+        child.settled = child.settled or lived_s >= SETTLED_S
+        restart = child.spec.restart and not misconfigured
         delay = None
-        restart = child.spec.restart and code != MISCONFIGURED
         if restart and not self._stopping:
-            delay = child.backoff.after(now - child.started_at)
+            delay = child.backoff.after(lived_s)
             child.start_at = now + delay
-        self._tell("ended", child, code=code, delay_s=delay)
+        stops_all = not restart and not self._stopping
+        self._tell("ended", child, code=code, delay_s=delay, stops_all=stops_all)
         child.pid = None
-        if not restart and not self._stopping:
+        if stops_all:
             self._stop(code)
 
     def _kill_overdue(self) -> None:
@@ -232,7 +241,12 @@ class Supervisor:
                 child.pid = None
 
     def _tell(
-        self, kind: EventKind, child: _Child, code: int | None = None, delay_s: float | None = None
+        self,
+        kind: EventKind,
+        child: _Child,
+        code: int | None = None,
+        delay_s: float | None = None,
+        stops_all: bool = False,
     ) -> None:
         if child.pid is not None:
-            self._on_event(ChildEvent(kind, child.spec.name, child.pid, code, delay_s))
+            self._on_event(ChildEvent(kind, child.spec.name, child.pid, code, delay_s, stops_all))

@@ -11,8 +11,9 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from ditmesh.supervisor import ChildEvent, ChildSpec, Supervisor
+from ditmesh.supervisor import ChildEvent, ChildSpec, Supervisor, supervise
 
 WAIT_S = 60.0
 PR_SET_CHILD_SUBREAPER = 36
@@ -33,6 +34,14 @@ def leave(code: object) -> int:
     if isinstance(code, list):
         sys.exit(code[0])
     return int(str(code))
+
+
+def leave_in_turn(args: list[Any]) -> int:
+    """Ends at once, in each life with the next code of those in a file."""
+    path = Path(args[0])
+    code, *left = path.read_text().split()
+    path.write_text(" ".join(left))
+    return int(code)
 
 
 def stop_on_term(name: str) -> int:
@@ -107,6 +116,7 @@ def say(line: str) -> None:
 def drive(text: str) -> None:
     """Runs a supervisor as the JSON says, printing its events."""
     options = json.loads(text)
+    supervise.SETTLED_S = options.pop("settled_s", supervise.SETTLED_S)  # type: ignore[misc]
     children = [ChildSpec(**child) for child in options.pop("children")]
     if options.pop("adopt", False):  # orphans, as process 1 does
         assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0

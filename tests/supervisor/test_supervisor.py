@@ -60,7 +60,8 @@ def test_restarts_and_kills_are_told(capsys: pytest.CaptureFixture[str]) -> None
         ChildEvent("stopping", "node3", 42),
         ChildEvent("killed", "node3", 42),
         ChildEvent("ended", "node3", 42, code=137),
-        ChildEvent("ended", "node4", 43, code=MISCONFIGURED),
+        ChildEvent("ended", "node3", 42, code=MISCONFIGURED),
+        ChildEvent("ended", "node4", 43, code=MISCONFIGURED, stops_all=True),
     ):
         tell(event)
     first, second, third = capsys.readouterr().err.splitlines()

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -111,10 +112,37 @@ def test_a_child_that_is_misconfigured_is_not_started_again(start: Callable[...,
 
     assert driver.finish() == (MISCONFIGURED, "")
     assert [event["child"] for event in driver.events("started")] == ["other", "rank"]
-    assert {e["child"]: e["delay_s"] for e in driver.events("ended")} == {
-        "other": None,
-        "rank": None,
+    assert {e["child"]: (e["delay_s"], e["stops_all"]) for e in driver.events("ended")} == {
+        "other": (None, False),
+        "rank": (None, True),
     }
+
+
+def test_a_child_that_ran_before_is_not_misconfigured(
+    start: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """Once a life of it has lasted, what says that it cannot run is a trouble that may pass."""
+    codes = tmp_path / "codes"
+    codes.write_text(f"1 {MISCONFIGURED} 1 {MISCONFIGURED}" + " 1" * 20)
+    driver = start(child("rank", "leave_in_turn", [str(codes)]), settled_s=0.0)
+    driver.read_until(lambda _: len(driver.events("started")) == 5)
+
+    ended = driver.events("ended")[:4]
+    assert [event["code"] for event in ended] == [1, MISCONFIGURED, 1, MISCONFIGURED]
+    assert [event["stops_all"] for event in ended] == [False] * 4
+
+
+@pytest.mark.parametrize(("codes", "settled_s"), [("2", 0.0), ("1 2", 2 * WAIT_S)])
+def test_a_child_that_never_ran_is_misconfigured(
+    start: Callable[..., Driver], tmp_path: Path, codes: str, settled_s: float
+) -> None:
+    """However long it took to find out, and whatever ended its short lives before."""
+    (tmp_path / "codes").write_text(codes)
+    rank = child("rank", "leave_in_turn", [str(tmp_path / "codes")])
+    driver = start(rank, settled_s=settled_s)
+
+    assert driver.finish() == (MISCONFIGURED, "")
+    assert [event["stops_all"] for event in driver.events("ended")][-1]
 
 
 def test_signal_death_of_a_child_not_restarted_is_told(start: Callable[..., Driver]) -> None:
