@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,6 +23,8 @@ from ditmesh.v1 import node_pb2, sampler_pb2, tensor_pb2
 
 # What an executor sends is bounded by what it was sent; this only catches nonsense.
 _MAX_ANSWER_BYTES = 4 << 30
+# Not the loop's own threads: what clients send is looked through there, and an executor waits here.
+_HASHING = ThreadPoolExecutor(1, "hash")
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ class MemberRun:
                 with telemetry.span("result"):
                     tensors = await self._tensors(result.tensors, "result.tensors")
                 # On a thread: hashing the latent must not hold up the job that is next.
-                hashing = asyncio.ensure_future(asyncio.to_thread(_hashed, tensors, result.latent))
+                loop = asyncio.get_running_loop()
+                hashing = loop.run_in_executor(_HASHING, _hashed, tensors, result.latent)
             else:
                 tensors = await hashing if hashing is not None else ()
                 return RunEnd(message.done.stopped, result, tensors)
