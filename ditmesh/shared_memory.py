@@ -20,8 +20,12 @@ from pathlib import Path
 from ditmesh.tensors import WireTensor
 
 TOKEN_BYTES = 16
-MAPPED_FROM_BYTES = 64 << 10
-"""Smaller tensors are copied: a mapping takes whole pages and a system call."""
+MAPPED_FROM_BYTES = 1 << 20
+"""Smaller tensors are copied: each mapping has an open file for as long as it is kept, and a LoRA
+has hundreds of matrices."""
+_LEAST_SHARE = 8
+"""What is less than this part of its memory is copied: a mapping keeps all of it, and whoever
+keeps a tensor counts that tensor alone."""
 
 # Versions that do not lock what they read are not to share memory with those that rely on it.
 _LOCKS = "locks"
@@ -145,7 +149,8 @@ def read(
 ) -> list[bytes | memoryview]:
     """The data at each (offset, length) of another process's memory.
 
-    Large ones are mapped, not copied; they stay as they are whatever becomes of that process.
+    Those that are large, and no small part of that memory, are mapped, not copied; they stay as
+    they are whatever becomes of that process.
     Raises OSError when it cannot be opened, is not published, or is not the memory that begins
     with `token`.
     """
@@ -179,8 +184,12 @@ def _opened(pid: int, fd: int, token: bytes, mode: int, *, lock: bool = False) -
 def _read(fd: int, offset: int, length: int, size: int) -> bytes | memoryview:
     if offset + length > size:
         raise OSError(f"the memory has {size} bytes, not {offset + length}")
-    if length < MAPPED_FROM_BYTES:
-        return os.pread(fd, length, offset)
+    if length < MAPPED_FROM_BYTES or length * _LEAST_SHARE < size:
+        data = os.pread(fd, length, offset)
+        if len(data) < length:
+            # Linux reads no more than 2 GiB at once.
+            raise OSError(f"{length} bytes cannot be copied at once")
+        return data
     if offset % _PAGE:
         raise OSError(f"a tensor at byte {offset} is not on a page of its own")
     # Private: what has to be able to write to it, as torch has, gets copies of the pages it writes.

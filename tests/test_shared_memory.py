@@ -23,7 +23,7 @@ import numpy as np
 from ditmesh.shared_memory import Memory, host_id
 from ditmesh.tensors import WireTensor
 memory = Memory()
-places = [memory.add(WireTensor.from_numpy(np.full(n, 7, np.uint8))) for n in (100_000, 10)]
+places = [memory.add(WireTensor.from_numpy(np.full(n, 7, np.uint8))) for n in (2_000_000, 10)]
 memory.publish()
 print(host_id(), memory.fd, memory.token.hex(), *places, flush=True)
 sys.stdin.read()
@@ -31,7 +31,7 @@ sys.stdin.read()
 
 
 class Writer:
-    """Another process that shares 100000 bytes and 10, all of them 7."""
+    """Another process that shares 2000000 bytes and 10, all of them 7."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -40,7 +40,7 @@ class Writer:
         assert self.process.stdout is not None
         words = self.process.stdout.readline().decode().split()
         self.host, self.fd, self.token = words[0], int(words[1]), bytes.fromhex(words[2])
-        self.places = list(zip(map(int, words[3:]), (100_000, 10), strict=True))
+        self.places = list(zip(map(int, words[3:]), (2_000_000, 10), strict=True))
 
     def read(self) -> list[bytes | memoryview]:
         return shared_memory.read(self.process.pid, self.fd, self.token, self.places)
@@ -60,7 +60,7 @@ def test_another_process_reads_what_was_written(writer: Writer) -> None:
     large, small = writer.read()
     assert isinstance(large, memoryview)
     assert isinstance(small, bytes)
-    assert bytes(large) == b"\7" * 100_000
+    assert bytes(large) == b"\7" * 2_000_000
     assert small == b"\7" * 10
 
 
@@ -72,7 +72,7 @@ def test_what_is_mapped_outlives_its_process_and_nothing_else_does(writer: Write
     assert not [file for file in opened if file.startswith("/dev/shm")], opened
     os.kill(writer.process.pid, signal.SIGKILL)
     writer.process.wait()
-    assert bytes(large) == b"\7" * 100_000
+    assert bytes(large) == b"\7" * 2_000_000
     with pytest.raises(OSError):
         writer.read()
 
@@ -81,9 +81,9 @@ def test_memory_is_written_again_when_nobody_reads_it_any_more() -> None:
     """A view of a view counts, and a reader that dies is none. Who comes late finds other memory,
     and who comes too early none.
     """
-    tensor = WireTensor.from_numpy(np.full(100_000, 5, np.uint8))
+    tensor = WireTensor.from_numpy(np.full(2_000_000, 5, np.uint8))
     with Memory() as memory:
-        place = memory.add(tensor), 100_000
+        place = memory.add(tensor), 2_000_000
         with pytest.raises(BlockingIOError):
             shared_memory.read(os.getpid(), memory.fd, memory.token, [place])
         memory.publish()
@@ -113,10 +113,36 @@ _READER = """
 import sys, time
 from ditmesh import shared_memory
 pid, fd, token = sys.argv[1:]
-(data,) = shared_memory.read(int(pid), int(fd), bytes.fromhex(token), [(4096, 100_000)])
+(data,) = shared_memory.read(int(pid), int(fd), bytes.fromhex(token), [(4096, 2_000_000)])
 print(data[0], flush=True)
 time.sleep(60)
 """
+
+
+def test_a_small_part_that_is_kept_does_not_keep_all_memory() -> None:
+    """A client could fill the machine with what it sends beside a tensor that is kept."""
+    tensors = [WireTensor.from_numpy(np.full(n * MAPPED_FROM_BYTES, 3, np.uint8)) for n in (1, 8)]
+    with Memory() as memory:
+        places = [(memory.add(tensor), tensor.spec.nbytes) for tensor in tensors]
+        memory.publish()
+        small, large = shared_memory.read(os.getpid(), memory.fd, memory.token, places)
+        assert memory.is_read
+        assert large == tensors[1].data
+        del large
+        assert not memory.is_read
+        assert small == tensors[0].data
+
+
+def test_what_is_kept_of_many_matrices_takes_no_files() -> None:
+    """A LoRA has hundreds, and a process may have 1024 files open."""
+    matrix = WireTensor.from_numpy(np.full(100_000, 3, np.uint8))
+    with Memory() as memory:
+        places = [(memory.add(matrix), matrix.spec.nbytes) for _ in range(4)]
+        memory.publish()
+        before = len(os.listdir("/proc/self/fd"))
+        kept = shared_memory.read(os.getpid(), memory.fd, memory.token, places)
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert kept == [matrix.data] * 4
 
 
 def test_what_is_read_can_be_written_to_without_the_others_seeing_it(writer: Writer) -> None:

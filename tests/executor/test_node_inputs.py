@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ditmesh import errors
+from ditmesh import errors, shared_memory
 from ditmesh.content import ContentStore
 from ditmesh.jobs import Job
 from ditmesh.shared_memory import Memory
@@ -32,8 +32,12 @@ def test_tensors_with_a_hash_are_asked_for_once(node: Node) -> None:
     assert node.run(job).asked == []
 
 
-def test_tensors_in_shared_memory_are_read_or_asked_for_again(node: Node) -> None:
+def test_tensors_in_shared_memory_are_read_or_asked_for_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From memory the job gives the same bits; from memory that is not there it is sent them."""
+    # The text is mapped then.
+    monkeypatch.setattr(shared_memory, "MAPPED_FROM_BYTES", 1 << 16)
     text = as_wire(np.random.default_rng(5).standard_normal((1, 300, 64), np.float32)).hashed()
     alone = golden_job()
     tensors = (text, *alone.tensors[1:])
@@ -105,8 +109,11 @@ def test_a_job_that_says_where_its_tensors_are_leads_to_no_question(node: Node) 
         stream.end()
 
 
-def test_a_job_that_is_given_up_before_its_start_leaves_nothing(node: Node) -> None:
+def test_a_job_that_is_given_up_before_its_start_leaves_nothing(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its inputs may be memory that others wait for: not even until garbage is collected."""
+    monkeypatch.setattr(shared_memory, "MAPPED_FROM_BYTES", 1 << 16)
     text = as_wire(np.random.default_rng(5).standard_normal((1, 300, 64), np.float32))
     alone = golden_job()
     alone.spec.tensors[0].CopyFrom(text.spec.to_proto())
