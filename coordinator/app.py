@@ -133,7 +133,8 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
         "--local-memory",
         type=bounded(int, 256 * MIB, 1 << 45),
         metavar="BYTES",
-        help="memory that the fallback may take; a job that needs more fails (default: no limit)",
+        help="memory that the fallback may take, with the tensors that it shares with the "
+        "coordinator; a job that needs more fails (default: no limit)",
     )
     local.add_argument(
         "--local-threads",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -20,6 +20,9 @@ from ditmesh.models.info import ModelInfo
 from ditmesh.models.loading import load
 from ditmesh.v1 import pipeline_pb2_grpc
 
+# Of a process with a limit, where what is kept counts.
+_KEPT_BYTES = 4 << 20
+
 
 @dataclass(frozen=True)
 class LocalSamplerConfig:
@@ -34,7 +37,10 @@ class LocalSamplerConfig:
     preload: str | None = None
     """Model to load at once; None: each when it is first needed."""
     memory_bytes: int | None = None
-    """Most memory of its own that the process may have; None: no limit."""
+    """Most memory that the process may have: all that it can write to (RLIMIT_DATA), which includes
+    tensors that it reads from shared memory and the little that it keeps when it is freed. None:
+    no limit.
+    """
 
 
 def run(config: LocalSamplerConfig) -> int:
@@ -43,9 +49,11 @@ def run(config: LocalSamplerConfig) -> int:
         level=config.log_level, format="%(asctime)s local sampler %(levelname)s %(message)s"
     )
     device = torch.device(config.device)
+    executor = config.executor
     if config.memory_bytes is not None:
         # What is beyond fails in the job that asks for it, and the machine does not swap.
         resource.setrlimit(resource.RLIMIT_DATA, (config.memory_bytes, config.memory_bytes))
+        executor = replace(executor, kept_bytes=_KEPT_BYTES)
 
     def load_transformer(info: ModelInfo) -> torch.nn.Module:
         return load(info, device=device, dtype=torch_dtype(config.dtype))
@@ -59,10 +67,10 @@ def run(config: LocalSamplerConfig) -> int:
             engine.cache.catalogue,
             device,
             torch_dtype(config.dtype),
-            config.executor.limits.max_request_bytes,
+            executor.limits.max_request_bytes,
         )
         pipeline_pb2_grpc.add_PipelineServiceServicer_to_server(
             worker, chunk_messages.server(server)
         )
 
-    return serve(config.executor, make_engine, more=add_pipelines, preload=config.preload)
+    return serve(executor, make_engine, more=add_pipelines, preload=config.preload)

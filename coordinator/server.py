@@ -29,7 +29,7 @@ from coordinator.rendezvous import Rendezvous
 from coordinator.runner import Runner
 from coordinator.sampler_service import SamplerServicer
 from coordinator.scheduler import Scheduler
-from ditmesh import chunk_messages, heap, telemetry
+from ditmesh import chunk_messages, heap, open_files, telemetry
 from ditmesh.content import ContentStore
 from ditmesh.errors import InvalidMesh
 from ditmesh.security import Tokens, UnsafeListener, require_safe
@@ -66,6 +66,7 @@ def run(config: CoordinatorConfig) -> int:
         level=config.log_level, format="%(asctime)s coordinator %(levelname)s %(message)s"
     )
     heap.keep_freed(_KEPT_BYTES)
+    open_files.allow_most()
     exporting = telemetry.setup(config.telemetry)
     try:
         asyncio.run(Coordinator(config, exporting.metrics).serve())

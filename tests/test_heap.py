@@ -37,6 +37,35 @@ def test_kept_memory_is_not_faulted_in_again() -> None:
     assert _faults("keep") * 10 < _faults("by itself")
 
 
+_BENEATH = """
+import re, sys
+from pathlib import Path
+from ditmesh import heap
+
+def data():
+    return int(re.search(r"VmData:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
+
+assert heap.keep_freed(int(sys.argv[1]))
+before = data()
+blocks = [bytearray(16 << 20) for _ in range(6)]
+above = bytearray(100_000)
+del blocks
+print(data() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_who_is_to_keep_little_keeps_little_beneath_what_is_in_use_as_well() -> None:
+    """A process with a limit on its memory has to have what it freed for what comes next."""
+    assert _grown_by(512 << 20) > 90 << 20
+    assert _grown_by(4 << 20) < 16 << 20
+
+
+def _grown_by(kept_bytes: int) -> int:
+    command = [sys.executable, "-c", _BENEATH, str(kept_bytes)]
+    return int(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
+
+
 def _faults(how: str) -> int:
     command = [sys.executable, "-c", _ROUNDS, how]
     return int(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)

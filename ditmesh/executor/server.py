@@ -14,7 +14,7 @@ import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from ditmesh import chunk_messages, heap, telemetry
+from ditmesh import chunk_messages, heap, open_files, telemetry
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.servicer import NodeServicer, ServicerLimits
 from ditmesh.security import TlsFiles, require_safe
@@ -26,7 +26,8 @@ STUCK_EXIT_CODE = 70
 """Exit code of a process whose torch thread could not be freed: restart it."""
 
 _SERVICE = node_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name
-# Every open stream holds a thread: one watch, runs, predict lanes, health checks, and room.
+# Every open stream holds a thread: one watch, runs, the one that the coordinator holds open for the
+# next run, predict lanes, health checks, and room.
 _THREADS = 24
 _PROBE_THREADS = 2
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -51,6 +52,8 @@ class ExecutorConfig:
     grace_s: float = 10.0
     threads: int = 1
     """Threads of torch on the CPU."""
+    kept_bytes: int = heap.KEPT_BYTES
+    """Memory that it keeps when it is freed, as `heap.keep_freed` does."""
     tls: TlsFiles = field(default_factory=TlsFiles)
     """With an authority, the coordinator needs a certificate."""
     caller: str = ""
@@ -77,7 +80,8 @@ def serve(
     require_safe(
         config.listen, protected=config.tls.authority is not None, insecure=config.insecure
     )
-    heap.keep_freed()
+    heap.keep_freed(config.kept_bytes)
+    open_files.allow_most()
     torch.set_num_threads(config.threads)
     signals = {signal.SIGTERM, signal.SIGINT}
     # Blocked before any thread starts, so that all of them leave the signals to sigwait.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import time
@@ -11,8 +12,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from coordinator import local_sampler
 from ditmesh.errors import ExecutorFailed
+from ditmesh.executor.server import ExecutorConfig
 from ditmesh.rpc_status import from_rpc_error
+from ditmesh.telemetry import TelemetryConfig
 from ditmesh.v1 import job_pb2, node_pb2, node_pb2_grpc
 from tests.executor.node import Stream, golden_job
 from tests.sampling.golden_cases import CHECKPOINT
@@ -80,3 +84,23 @@ def test_a_job_beyond_the_memory_limit_fails_and_the_process_lives(
     small.send(start=node_pb2.StartRun())
     assert small.follow().result is not None
     small.end()
+
+
+def test_with_a_limit_little_is_kept_that_was_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept counts as memory of the process, and the next job needs it."""
+    limits, kept = list[tuple[int, int]](), list[int]()
+
+    def serve(config: ExecutorConfig, *args: object, **options: object) -> int:
+        kept.append(config.kept_bytes)
+        return 0
+
+    monkeypatch.setattr(local_sampler, "serve", serve)
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limit: limits.append(limit))
+    executor = ExecutorConfig("unix:nowhere", TelemetryConfig("local_sampler"))
+    for limit in (MEMORY_BYTES, None):
+        config = local_sampler.LocalSamplerConfig(
+            Path(), "cpu", "fp32", 1, executor, memory_bytes=limit
+        )
+        assert local_sampler.run(config) == 0
+    assert limits == [(MEMORY_BYTES, MEMORY_BYTES)]
+    assert 0 < kept[0] <= 8 << 20 < kept[1]
