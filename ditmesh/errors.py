@@ -186,7 +186,7 @@ class ExecutorFailed(DitmeshError):
 
 
 class GroupLost(ExecutorFailed):
-    """A rank died or hung, or ranks hold different states."""
+    """A rank died or hung."""
 
     reason = "GROUP_LOST"
 

@@ -49,7 +49,7 @@ class Control(Protocol):
     def agree(self, state: State) -> StopReason:
         """GO_ON, or why all executors of the job stop now.
 
-        Raises BadResult when the latent is not finite and GroupLost when the ranks'
+        Raises BadResult when the latent is not finite and RanksDiffer when the ranks'
         states differ.
         """
         ...

@@ -107,8 +107,10 @@ class NodeServiceServicer(object):
 
     def Run(self, request_iterator, context):
         """Runs a job's steps. Coordinator: job, chunks asked for, then start once
-        every rank of the mesh is ready, perhaps stop. Node: needed, ready, states
-        (rank 0 only), done.
+        every rank of the mesh is ready, perhaps stop. Node: needed, unless what
+        came with the job was enough; ready; states and result (rank 0 only); done.
+        The job may come long after the stream is opened, or never: coordinators
+        open streams ahead, and end those for which they have no job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

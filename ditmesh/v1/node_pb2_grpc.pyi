@@ -41,8 +41,10 @@ class NodeServiceStub:
     """Loads a model's weights, if they are not loaded."""
     Run: grpc.StreamStreamMultiCallable[ditmesh.v1.node_pb2.RunRequest, ditmesh.v1.node_pb2.RunResponse]
     """Runs a job's steps. Coordinator: job, chunks asked for, then start once
-    every rank of the mesh is ready, perhaps stop. Node: needed, ready, states
-    (rank 0 only), done.
+    every rank of the mesh is ready, perhaps stop. Node: needed, unless what
+    came with the job was enough; ready; states and result (rank 0 only); done.
+    The job may come long after the stream is opened, or never: coordinators
+    open streams ahead, and end those for which they have no job.
     """
     FetchState: grpc.UnaryStreamMultiCallable[ditmesh.v1.node_pb2.FetchStateRequest, ditmesh.v1.node_pb2.FetchStateResponse]
     """The newest state that this node holds of a job, whether it led the job or not: when the
@@ -68,8 +70,10 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Loads a model's weights, if they are not loaded."""
     Run: grpc.aio.StreamStreamMultiCallable[ditmesh.v1.node_pb2.RunRequest, ditmesh.v1.node_pb2.RunResponse]  # type: ignore[assignment]
     """Runs a job's steps. Coordinator: job, chunks asked for, then start once
-    every rank of the mesh is ready, perhaps stop. Node: needed, ready, states
-    (rank 0 only), done.
+    every rank of the mesh is ready, perhaps stop. Node: needed, unless what
+    came with the job was enough; ready; states and result (rank 0 only); done.
+    The job may come long after the stream is opened, or never: coordinators
+    open streams ahead, and end those for which they have no job.
     """
     FetchState: grpc.aio.UnaryStreamMultiCallable[ditmesh.v1.node_pb2.FetchStateRequest, ditmesh.v1.node_pb2.FetchStateResponse]  # type: ignore[assignment]
     """The newest state that this node holds of a job, whether it led the job or not: when the
@@ -122,8 +126,10 @@ class NodeServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[ditmesh.v1.node_pb2.RunResponse], collections.abc.AsyncIterator[ditmesh.v1.node_pb2.RunResponse]]:
         """Runs a job's steps. Coordinator: job, chunks asked for, then start once
-        every rank of the mesh is ready, perhaps stop. Node: needed, ready, states
-        (rank 0 only), done.
+        every rank of the mesh is ready, perhaps stop. Node: needed, unless what
+        came with the job was enough; ready; states and result (rank 0 only); done.
+        The job may come long after the stream is opened, or never: coordinators
+        open streams ahead, and end those for which they have no job.
         """
 
     @abc.abstractmethod
