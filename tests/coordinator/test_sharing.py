@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from coordinator.lifecycle.node import Report
+from coordinator.memory_pool import MemoryPool
 from ditmesh import shared_memory
 from ditmesh.shared_memory import Memory
 from ditmesh.tensors import WireTensor
@@ -63,15 +64,29 @@ def test_a_member_is_told_with_the_job_where_to_read_what_is_new_to_it() -> None
 def test_a_run_that_is_given_up_while_memory_is_written_leaves_it_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A thread cannot be interrupted: what it writes to stays open until it is through."""
-    begun, go_on, opened = threading.Event(), threading.Event(), list[Memory]()
+    """A thread cannot be interrupted: what it writes to stays open until it is through, and then
+    nobody has it.
+    """
+    begun, go_on = threading.Event(), threading.Event()
+    opened, outcomes = list[tuple[int, os.stat_result]](), list[OSError | None]()
 
     def add(memory: Memory, tensor: WireTensor) -> int:
-        opened.append(memory)
+        opened.append((memory.fd, os.fstat(memory.fd)))
         begun.set()
         assert go_on.wait(20)
-        os.fstat(memory.fd)
-        return 4096
+        try:
+            os.pwrite(memory.fd, b"more", 4096)
+        except OSError as error:
+            outcomes.append(error)
+            raise
+        outcomes.append(None)
+        raise OSError("enough")
+
+    def is_open(fd: int, file: os.stat_result) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), file)
+        except OSError:
+            return False
 
     async def test() -> None:
         async with executor() as (made, _):
@@ -80,11 +95,15 @@ def test_a_run_that_is_given_up_while_memory_is_written_leaves_it_alone(
             await until(begun.is_set)
             preparing.cancel()
             await asyncio.wait([preparing])
-            os.fstat(opened[0].fd)
+            assert is_open(*opened[0])
             go_on.set()
+            await until(lambda: bool(outcomes))
+            assert outcomes == [None]
+            await until(lambda: not is_open(*opened[0]))
 
     monkeypatch.setattr(Memory, "add", add)
     monkeypatch.setattr("coordinator.sharing._INLINE_BYTES", 0)
+    monkeypatch.setattr("coordinator.sharing._POOL", MemoryPool())
     run(test())
 
 
