@@ -12,5 +12,5 @@ def prefix(epoch: int) -> str:
 
 
 def arrival(rank: int) -> str:
-    """Set by a rank that is ready to meet the others."""
+    """Set to its version of ditmesh by a rank that is ready to meet the others."""
     return f"arrived/{rank}"

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
-from ditmesh import rendezvous
+from ditmesh import __version__, rendezvous
 from ditmesh.errors import GroupLost, InvalidMesh, InvalidRequest
 from ditmesh.mesh import MeshSpec
 from gpu_node.parallel import sockets, torch_groups, xfuser_state
@@ -210,6 +210,7 @@ class Group:
         """Meet the other ranks; `runtime.join` calls it, once."""
         self._meet(store)
         self._store_addresses = sockets.of_store(store)
+        self._compare_versions(store)
         already = sockets.listening()
         groups = torch_groups.connect(
             store,
@@ -234,7 +235,7 @@ class Group:
         Raises:
             GroupLost: some did not come in time, or `abort` was called.
         """
-        store.set(rendezvous.arrival(self.rank), "")
+        store.set(rendezvous.arrival(self.rank), __version__)
         keys = [rendezvous.arrival(rank) for rank in range(self.world_size)]
         patience_s = min(self.timeout_s, MEET_S)
         end = time.monotonic() + patience_s
@@ -249,6 +250,21 @@ class Group:
                     f"epoch {self.epoch} could not be formed: of {self.world_size} ranks, "
                     f"{', '.join(map(str, late))} did not come in {patience_s:g} s"
                 )
+
+    def _compare_versions(self, store: Store) -> None:
+        """What ranks tell one another, and how they round, differs from version to version.
+
+        Raises:
+            GroupLost: not all are of one version.
+        """
+        keys = [rendezvous.arrival(rank) for rank in range(self.world_size)]
+        # Empty: one from before they told.
+        versions = {store.get(key).decode() or "unknown" for key in keys}
+        if len(versions) > 1:
+            raise GroupLost(
+                f"epoch {self.epoch} could not be formed: its ranks are of versions "
+                f"{', '.join(sorted(versions))} of ditmesh; install one version on all nodes"
+            )
 
     def _find_place(self, mesh: MeshSpec, groups: torch_groups.Groups) -> _Place:
         def mine(candidates: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

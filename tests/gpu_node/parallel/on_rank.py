@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore
 
-from ditmesh import rendezvous
+from ditmesh import __version__, rendezvous
 from ditmesh.errors import GroupLost
 from ditmesh.executor.control import StopFlag
 from ditmesh.executor.loop import Tap, Task, run
@@ -308,9 +308,9 @@ def abort_while_joining(rank: Rank, mesh: MeshSpec, after_s: float) -> tuple[flo
     raise AssertionError("it joined")
 
 
-def come_and_go(rank: Rank, epoch: int) -> None:
+def come_and_go(rank: Rank, epoch: int, version: str = __version__) -> None:
     """Say at the store that this rank has come, and do nothing more."""
-    PrefixStore(rendezvous.prefix(epoch), rank.store).set(rendezvous.arrival(rank.rank), "")
+    PrefixStore(rendezvous.prefix(epoch), rank.store).set(rendezvous.arrival(rank.rank), version)
 
 
 def addresses(rank: Rank) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from ditmesh import __version__
 from ditmesh.mesh import MeshSpec
 from ditmesh.models.model import LocalModel
 from tests.gpu_node.parallel import on_rank
@@ -163,6 +164,19 @@ def test_abort_ends_a_wait_inside_torch_at_once() -> None:
         assert duration < 1.0 + QUICK_S
         assert "epoch 1 could not be formed" in reason
         ranks.run(on_rank.join, 2, [SMALLER[2]])
+
+
+def test_ranks_of_several_versions_form_no_group() -> None:
+    """They would fail at each job. They can form one as soon as all are of one version."""
+    with Ranks(2) as ranks:
+        for epoch, version, told in ((1, "0.0.9", "0.0.9"), (2, "", "unknown")):
+            ranks.start(on_rank.come_and_go, epoch, version, ranks=[1])
+            ranks.collect([1])
+            ranks.start(on_rank.try_to_join, epoch, 2, 30.0, ranks=[0])
+            duration, reason = ranks.collect([0])[0]
+            assert duration < QUICK_S
+            assert f"of versions {', '.join(sorted((__version__, told)))} of ditmesh" in reason
+        ranks.run(on_rank.join, 3, [SMALLER[2]])
 
 
 def test_epochs_leave_nothing_behind() -> None:
