@@ -25,12 +25,15 @@ MEMORY_BYTES = 3 << 30
 START_S = 90.0
 
 PROGRAM = """
+import resource
 import sys
 from pathlib import Path
 from coordinator.local_sampler import LocalSamplerConfig, run
 from ditmesh.executor.server import ExecutorConfig
 from ditmesh.telemetry import TelemetryConfig
 
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
 executor = ExecutorConfig(listen=sys.argv[1], telemetry=TelemetryConfig("local_sampler"))
 sys.exit(run(LocalSamplerConfig(
     models=Path(sys.argv[2]), device="cpu", dtype="fp32", max_loaded=1, executor=executor,
@@ -65,11 +68,14 @@ def test_a_job_beyond_the_memory_limit_fails_and_the_process_lives(
     sampler: node_pb2_grpc.NodeServiceStub,
 ) -> None:
     """In words that name memory; the next job is done. It serves while it loads its first model:
-    one that is started again is there for whoever waits.
+    one that is started again is there for whoever waits. And it may have all files open that such
+    a process may.
     """
     for report in sampler.Watch(node_pb2.WatchRequest()):
         if report.models[0].loaded:
             break
+    soft, hard = resource.prlimit(report.pid, resource.RLIMIT_NOFILE)
+    assert soft == hard
     # Latent and noise of 4 GiB each, without a byte on the wire.
     vast = golden_job(empty_latent=job_pb2.EmptyLatent(batch=1, height=8192, width=8192))
     stream = Stream(sampler)
