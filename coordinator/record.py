@@ -149,9 +149,13 @@ class JobRecord:
         self.snapshot, self.compared = snapshot, self.snapshot
 
     def catch_up(self, snapshot: Snapshot) -> None:
-        """A member of the lost executor has a newer state than it told of."""
+        """A member of the lost executor has a newer state than it told of.
+
+        Of a job out of the journal, the executor that it had is not known any more.
+        """
         self.keep(snapshot)
-        self.segments[-1].end_step = self.reached
+        if self.segments:
+            self.segments[-1].end_step = self.reached
 
     def take_back(self) -> None:
         """The ranks differ in what the last step made: go on from a state that all of them had."""

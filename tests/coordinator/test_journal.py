@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,33 @@ def test_a_job_goes_on_from_its_newest_state(path: Path) -> None:
             assert found.end is None
             assert found.remaining_s is not None
             assert 50.0 < found.remaining_s <= 60.0
+
+    run(test())
+
+
+def test_a_restored_job_goes_on_from_what_its_executor_holds(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It did steps after the journal's last state, which were this coordinator's neither."""
+
+    async def fetch(link: Any, job_id: str, after_step: int) -> Snapshot | None:
+        return snapshot(3) if after_step < 3 else None
+
+    async def test() -> None:
+        async with running_job() as (_, record):
+            journal = Journal(path, max_bytes=MIB)
+            journal.taken(record)
+            journal.stepped(record)
+            journal.close()
+        monkeypatch.setattr("coordinator.recovery._fetch", fetch)
+        async with world() as w:
+            (found,) = reopened(path)
+            w.jobs.restore(found)
+            (restored,) = w.jobs._records.values()
+            assert await w.ended(restored) is None
+            assert w.scripts["group"].runs == [("job", 3)]
+            (segment,) = restored.summary().segments
+            assert (segment.first_step, segment.end_step) == (3, 4)
 
     run(test())
 
