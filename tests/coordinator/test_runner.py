@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,6 @@ from ditmesh.errors import (
     RanksDiffer,
     Unavailable,
 )
-from ditmesh.jobs import Snapshot
 from ditmesh.v1 import job_pb2
 from ditmesh.v1 import sampler_pb2 as pb
 from tests.coordinator.fakes import f32, gate, make_job, messages, run, until, world
@@ -83,31 +81,6 @@ def test_a_group_that_stays_lost_leaves_the_job_to_the_local_sampler() -> None:
             assert fallbacks(record.summary()) == [("group", "local", "GROUP_LOST")]
             assert record.summary().fallbacks[0].at_step == 3
             assert record.summary().fallbacks[0].repeated_steps == 0
-
-    run(test())
-
-
-def test_steps_that_only_a_survivor_told_of_are_the_groups(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A leader may die before it has told of a step that others finished with it."""
-    spec, tensors = make_job(steps=4)
-
-    async def fetch(link: Any, job_id: str, after_step: int) -> Snapshot | None:
-        state = job_pb2.JobState(step=3, sampler_revision=1, latent=0)
-        return Snapshot(state, (f32(1, 16, 4, 4),)) if link.address == "node1" else None
-
-    monkeypatch.setattr("coordinator.recovery._fetch", fetch)
-
-    async def test() -> None:
-        async with world() as w:
-            w.group.returns = False
-            w.scripts["group"].fail[2] = GroupLost("rank 0 died")
-            record, _ = await w.begin(spec, tensors)
-            assert await w.ended(record) is None
-            assert segments(record.summary()) == [("group", 0, 3), ("local", 3, 4)]
-            (moved,) = record.summary().fallbacks
-            assert (moved.at_step, moved.repeated_steps) == (3, 0)
 
     run(test())
 

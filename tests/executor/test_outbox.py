@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ditmesh.executor.loop import Outcome, StepDone
 from ditmesh.executor.reporting import Outbox
 from ditmesh.sampling import State
+from tests.executor.node import until
 
 LATENT = torch.zeros(1, 1, 2, 2)
 
@@ -58,10 +59,7 @@ def test_the_reader_finds_a_step_by_itself() -> None:
     outbox = Outbox(every_s=0.005)
     with reader(outbox) as told:
         outbox.put(done(1))
-        for _ in range(1000):
-            if told:
-                break
-            threading.Event().wait(0.005)
+        until(lambda: told)
         assert told == [1]
 
 
@@ -74,14 +72,11 @@ def test_the_end_is_told_at_once() -> None:
 
 
 def test_what_is_urgent_is_told_at_once() -> None:
-    """A reader that waits for the next look is woken."""
+    """It does not wait for the next look either."""
     outbox = Outbox(every_s=3600.0, is_urgent=lambda item: item.state.step == 2)
     with reader(outbox) as told:
         outbox.put(done(2))
-        for _ in range(1000):
-            if told:
-                break
-            threading.Event().wait(0.005)
+        until(lambda: told)
         assert told == [2]
 
 
@@ -92,10 +87,7 @@ def test_a_rank_that_tells_nothing_sleeps_to_the_end(monkeypatch: pytest.MonkeyP
     wait = outbox._woken.wait
     monkeypatch.setattr(outbox._woken, "wait", lambda s=None: waits.append(s) or wait(s))
     with reader(outbox):
-        for _ in range(1000):
-            if waits:
-                break
-            threading.Event().wait(0.005)
+        until(lambda: waits)
     assert waits == [None]
 
 
