@@ -41,20 +41,13 @@ class GroupEngine:
         self._interface = interface
         self._group: runtime.Group | None = None
         self._meshes: tuple[MeshSpec, ...] = ()
-        self._newest_epoch = 0
         self._joining = 0
-        self._aborted = threading.Event()
 
     @property
     def epoch(self) -> int:
         """The group this rank is in or about to join, 0 for none."""
         group = self._group
         return group.epoch if group is not None else self._joining
-
-    @property
-    def newest_epoch(self) -> int:
-        """See `Engine.newest_epoch`."""
-        return self._newest_epoch
 
     def require(self, epoch: int, mesh: int) -> None:
         """Raises StaleEpoch unless this rank is in that group and mesh."""
@@ -77,18 +70,13 @@ class GroupEngine:
         """See `Engine.control`."""
         return MeshControl(self._joined(), self._meshes[mesh], flag, job_id)
 
-    def join(self, request: pb.JoinGroupRequest) -> None:
-        """Form the group with the other ranks. Raises StaleEpoch, InvalidMesh or GroupLost."""
-        if request.epoch <= self._newest_epoch:
-            raise StaleEpoch(
-                f"this node has been in epoch {self._newest_epoch}; {request.epoch} is not newer"
-            )
-        self._aborted = threading.Event()
-        self._newest_epoch = self._joining = request.epoch
+    def join(self, request: pb.JoinGroupRequest, aborted: threading.Event) -> None:
+        """See `Engine.join`. Raises InvalidMesh or GroupLost."""
+        self._joining = request.epoch
         meshes = tuple(MeshSpec(tuple(m.ranks), m.ulysses, m.ring, m.cfg) for m in request.meshes)
         try:
             self._group = runtime.join(
-                _connect(request.rendezvous, self._aborted),
+                _connect(request.rendezvous, aborted),
                 epoch=request.epoch,
                 rank=request.rank,
                 world_size=request.world_size,
@@ -96,7 +84,7 @@ class GroupEngine:
                 timeout_s=request.timeout_seconds,
                 device=self._device,
                 interface=self._interface,
-                aborted=self._aborted,
+                aborted=aborted,
             )
         finally:
             self._joining = 0
@@ -104,8 +92,7 @@ class GroupEngine:
         log.info("rank %d of %d in epoch %d", request.rank, request.world_size, request.epoch)
 
     def abort(self) -> None:
-        """Break whatever the group is doing, from any thread; a join as well."""
-        self._aborted.set()
+        """See `Engine.abort`."""
         runtime.abort()
 
     def leave(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -27,11 +28,6 @@ class Engine(Protocol):
         """The group this process is in, 0 for none. Any thread."""
         ...
 
-    @property
-    def newest_epoch(self) -> int:
-        """The newest group this process has been in or was to join, 0 for none. Any thread."""
-        ...
-
     def require(self, epoch: int, mesh: int) -> None:
         """Raises StaleEpoch unless this process is in that group and mesh. Any thread."""
         ...
@@ -48,8 +44,10 @@ class Engine(Protocol):
         """The control of a job on a mesh."""
         ...
 
-    def join(self, request: pb.JoinGroupRequest) -> None:
-        """Form the group with the other ranks; returns when all have joined."""
+    def join(self, request: pb.JoinGroupRequest, aborted: threading.Event) -> None:
+        """Form the group with the other ranks; returns when all have joined, and ends with an
+        error when `aborted` is set before. The epoch is newer than any before.
+        """
         ...
 
     def abort(self) -> None:
@@ -81,7 +79,7 @@ class LocalEngine:
 
     def __init__(self, cache: ModelCache) -> None:
         self.cache = cache
-        self.epoch = self.newest_epoch = 0
+        self.epoch = 0
 
     def require(self, epoch: int, mesh: int) -> None:
         """See `Engine.require`."""
@@ -100,7 +98,7 @@ class LocalEngine:
         """See `Engine.control`."""
         return LocalControl(flag)
 
-    def join(self, request: pb.JoinGroupRequest) -> None:
+    def join(self, request: pb.JoinGroupRequest, aborted: threading.Event) -> None:
         """Raises StaleEpoch: a local sampler joins no group."""
         raise StaleEpoch("this is a local sampler; it joins no group")
 

@@ -16,10 +16,11 @@ import torch
 
 from ditmesh import rpc_status
 from ditmesh.content import ContentStore
-from ditmesh.errors import DitmeshError, Draining, StaleEpoch, Unauthenticated
+from ditmesh.errors import DitmeshError, Draining, Unauthenticated
 from ditmesh.executor.device import memory_bytes
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.keeper import StateKeeper, state_messages
+from ditmesh.executor.membership import Membership
 from ditmesh.executor.predict import PredictSession
 from ditmesh.executor.session import RunSession
 from ditmesh.executor.torch_thread import TorchThread
@@ -72,10 +73,10 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self._engine = engine
         self._device = device
         self._limits = limits
-        self._give_up = give_up
         self._store = ContentStore(limits.content_bytes)
         self._keeper = StateKeeper()
         self._torch_thread = TorchThread()
+        self._membership = Membership(engine, self._torch_thread, give_up)
         self._models = [describe(info) for info in engine.cache.catalogue.models.values()]
         self._incarnation = uuid.uuid4().hex
         self._changed = threading.Condition()
@@ -103,12 +104,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         with self._answering(context):
             if self._draining:
                 raise Draining("this node is shutting down", retry_after_s=5.0)
-            newest = self._engine.newest_epoch
-            if request.epoch <= newest:
-                # Before anything is left: an old message must not cost the new group.
-                raise StaleEpoch(f"this node knows epoch {newest}; {request.epoch} is not newer")
-            self._free_torch_thread()
-            self._torch_thread.submit(self._engine.join, request).result()
+            self._membership.join(request)
         self._notify()
         return pb.JoinGroupResponse()
 
@@ -117,8 +113,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
     ) -> pb.LeaveGroupResponse:
         """Abort and leave, if the node is still in that group."""
         with self._answering(context):
-            if self._engine.epoch == request.epoch:
-                self._free_torch_thread()
+            self._membership.leave(request.epoch)
         self._notify()
         return pb.LeaveGroupResponse()
 
@@ -200,18 +195,8 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
 
     def close(self) -> None:
         """Leave the group and stop the torch thread."""
-        self._free_torch_thread()
+        self._membership.close()
         self._torch_thread.shutdown(wait=False, cancel_futures=True)
-
-    def _free_torch_thread(self) -> None:
-        """Abort the group and leave it. A thread that stays stuck is the end of the process."""
-        if not self._engine.epoch:
-            return
-        self._engine.abort()
-        try:
-            self._torch_thread.submit(self._engine.leave).result(timeout=_FREE_S)
-        except TimeoutError:
-            self._give_up("the torch thread is stuck in a collective that cannot be aborted")
 
     def _status(self) -> pb.WatchResponse:
         total, used = memory_bytes(self._device)
@@ -227,7 +212,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                 for model in self._models
             ],
             epoch=self._engine.epoch,
-            newest_epoch=self._engine.newest_epoch,
+            newest_epoch=self._membership.newest_epoch,
             draining=self._draining,
             host=host_id(),
         )
@@ -270,9 +255,6 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         ]
         if self._caller.encode() not in known:
             raise Unauthenticated(f"this node obeys {self._caller!r} alone")
-
-
-_FREE_S = 5.0
 
 
 def _device_name(device: torch.device) -> str:

@@ -200,7 +200,8 @@ def test_stopped_rank(rank: int, eight: Cluster) -> None:
     result, steps = sample_and_hurt(eight.client, lambda: os.kill(victim, signal.SIGSTOP))
     try:
         check_long(result, steps, eight)
-        assert [s.executor for s in result.summary.segments] == ["group", "group"]
+        told = [(f.reason, f.message) for f in result.summary.fallbacks]
+        assert [s.executor for s in result.summary.segments] == ["group", "group"], told
         assert {node.pid for node in eight.snapshot().nodes if node.rank is not None}.isdisjoint(
             {victim}
         )

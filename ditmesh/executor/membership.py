@@ -1,0 +1,105 @@
+"""Into groups and out of them: one order after another, whatever threads they come on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager
+
+from ditmesh.errors import StaleEpoch, Unavailable
+from ditmesh.executor.engine import Engine
+from ditmesh.executor.torch_thread import TorchThread
+from ditmesh.v1 import node_pb2 as pb
+
+_FREE_S = 5.0
+_STUCK = "the torch thread is stuck in a collective that cannot be aborted"
+
+
+class Membership:
+    """Has one engine join and leave.
+
+    Orders come on threads of their own, and an old one may be late: what it finds, breaks and
+    leaves must be one and the same group, so that nobody else can come in between.
+    """
+
+    def __init__(
+        self, engine: Engine, torch_thread: TorchThread, give_up: Callable[[str], None]
+    ) -> None:
+        """`give_up` ends the process when the torch thread cannot be freed."""
+        self._engine = engine
+        self._torch_thread = torch_thread
+        self._give_up = give_up
+        self._lock = threading.Lock()
+        self._epoch = 0
+        self._newest_epoch = 0
+        self._aborted = threading.Event()
+
+    @property
+    def newest_epoch(self) -> int:
+        """The newest group this process has been in or was to join, 0 for none."""
+        return self._newest_epoch
+
+    def join(self, request: pb.JoinGroupRequest) -> None:
+        """Leave the old group and join a newer one; returns when all have joined.
+
+        Raises StaleEpoch, Unavailable, and what `Engine.join` does.
+        """
+        with self._turn():
+            if request.epoch <= self._newest_epoch:
+                # Before anything is left: an old message must not cost the new group.
+                raise StaleEpoch(
+                    f"this node knows epoch {self._newest_epoch}; {request.epoch} is not newer"
+                )
+            self._free()
+            self._epoch = self._newest_epoch = request.epoch
+            self._aborted = threading.Event()
+            joining = self._torch_thread.submit(self._engine.join, request, self._aborted)
+        joining.result()
+
+    def leave(self, epoch: int) -> None:
+        """Abort that group and leave it, if this process is in it or about to join it.
+
+        Raises Unavailable.
+        """
+        with self._turn():
+            if epoch == self._epoch:
+                self._free()
+
+    def close(self) -> None:
+        """Leave whatever there is; weights that are being loaded are not waited for."""
+        try:
+            with self._turn():
+                self._free(patient=False)
+        except Unavailable:
+            self._give_up(_STUCK)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=_FREE_S):
+            raise Unavailable(
+                "this node is still leaving a group: its weights are being loaded",
+                retry_after_s=_FREE_S,
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _free(self, *, patient: bool = True) -> None:
+        """Abort the group and leave it. A thread that stays stuck is the end of the process."""
+        if not self._epoch:
+            return
+        self._aborted.set()
+        self._engine.abort()
+        leaving = self._torch_thread.submit(self._engine.leave)
+        while not leaving.done():
+            # Weights from a cold disk take minutes, and end by themselves.
+            loading = self._engine.cache.loading
+            wait([leaving], timeout=_FREE_S)
+            if not leaving.done() and not (patient and loading):
+                self._give_up(_STUCK)
+                break
+        else:
+            leaving.result()
+        self._epoch = 0
