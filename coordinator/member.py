@@ -10,6 +10,7 @@ from typing import cast
 
 import grpc.aio
 
+from coordinator import awake
 from coordinator.nodes import NodeLink
 from coordinator.sharing import Share
 from ditmesh import telemetry
@@ -92,7 +93,7 @@ class MemberRun:
         while True:
             patience = limit_s()
             try:
-                async with asyncio.timeout(patience):
+                async with awake.timeout(patience):
                     message = await self._read("state", "result", "done")
             except TimeoutError:
                 self.link.hung(f"has done no step in {patience:.0f} s")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import grpc
 import grpc.aio
 
+from coordinator import awake
 from coordinator.given import Given
 from coordinator.lifecycle import node as lifecycle
 from coordinator.lifecycle.node import Change, Lost, NodeView, Report
@@ -114,7 +115,7 @@ class NodeLink:
             try:
                 # Not wait_for: that can swallow a cancellation, and then nobody stops this loop.
                 while True:
-                    async with asyncio.timeout(self._silence_s):
+                    async with awake.timeout(self._silence_s):
                         report = await call.read()
                     if not isinstance(report, pb.WatchResponse):
                         break

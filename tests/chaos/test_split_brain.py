@@ -29,7 +29,7 @@ def test_old_epochs_are_refused(site: Site) -> None:
     """
     old = site.snapshot().group.epoch
     with site.user.start(**random_job(1, steps=60)) as handle:
-        next(event for event in handle if isinstance(event, Progress) and event.step == 5)
+        next(event for event in handle if isinstance(event, Progress) and event.step >= 5)
         os.kill(site.coordinator_pid(), signal.SIGKILL)
         result = handle.result()
     new = site.snapshot().group.epoch

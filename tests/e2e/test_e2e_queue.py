@@ -35,7 +35,7 @@ def test_queued_jobs_do_not_mix(eight: Cluster) -> None:
         assert result.latent.tobytes() == alone[seed]
         assert executors(result) == [("group", 0, seed - 19)]
     unwanted[0].cancel()
-    next(event for event in unwanted[1] if isinstance(event, Progress) and event.step == 2)
+    next(event for event in unwanted[1] if isinstance(event, Progress) and event.step >= 2)
     unwanted[1].cancel()
     for handle, seed in zip(queued[12:], SEEDS, strict=True):
         assert handle.result().latent.tobytes() == alone[seed]
