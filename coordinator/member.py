@@ -58,7 +58,17 @@ class MemberRun:
     async def prepare(self, order: node_pb2.RunJob, share: Share) -> None:
         """Bring the job and what the member lacks; returns when it is ready to start."""
         offered = await share.offer(self.link, share.new_to(self.link))
-        await self._write(node_pb2.RunRequest(job=order, offered=offered))
+        try:
+            await self._give(order, share, offered)
+        finally:
+            share.neighbours.passed(self.link, None)
+        share.given_to(self.link)
+
+    async def _give(
+        self, order: node_pb2.RunJob, share: Share, offered: node_pb2.SharedTensors | None
+    ) -> None:
+        passes_on = share.neighbours.passes_on(self.link)
+        await self._write(node_pb2.RunRequest(job=order, offered=offered, pass_on=passes_on))
         answer = await self._read("needed", "ready")
         if answer.HasField("needed"):
             shared = await share.offer(self.link, answer.needed.tensors)
@@ -67,10 +77,15 @@ class MemberRun:
                 answer = await self._read("needed", "ready")
         if answer.HasField("needed"):
             needed = answer.needed.tensors
+            if not needed:
+                # Its model may have to be loaded yet, and its neighbours' as well.
+                share.neighbours.passed(self.link, None)
             for message in chunk_messages(node_pb2.RunRequest, share.tensors, needed):
                 await self._write(message)
+            answer = await self._read("passed", "ready")
+        if answer.HasField("passed"):
+            share.neighbours.passed(self.link, answer.passed)
             await self._read("ready")
-        share.given_to(self.link)
 
     async def start(self) -> None:
         """Begin; every member of the mesh is ready."""

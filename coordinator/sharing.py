@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 
-from coordinator.memory_pool import MemoryPool
+from coordinator.neighbours import Neighbours
 from coordinator.nodes import NodeLink
 from ditmesh.errors import InternalError
+from ditmesh.memory_pool import MemoryPool
 from ditmesh.shared_memory import Memory, host_id
+from ditmesh.shared_tensors import places
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import node_pb2
 
@@ -30,11 +31,13 @@ _POOL = MemoryPool()
 class Share:
     """The tensors of one request; a context manager, to be left when every member has them.
 
-    Members elsewhere, and those that cannot read the memory, are sent the tensors.
+    Of members that share another machine, one is sent the tensors and passes them on. Those that
+    cannot read such memory are sent them as well.
     """
 
     def __init__(self, tensors: Sequence[WireTensor]) -> None:
         self.tensors = tensors
+        self.neighbours = Neighbours({})
         self._written: list[tuple[Memory, Mapping[int, int]]] = []
         """Each with where in it which tensors are. One will do, unless members lack others."""
         self._offered: set[tuple[NodeLink, int]] = set()
@@ -43,10 +46,14 @@ class Share:
         self._impossible = False
 
     def write_ahead(self, links: Iterable[NodeLink]) -> None:
-        """Begin to write what members were not given before, while they are being reached."""
-        missing = next((m for link in links if _is_here(link) and (m := self.new_to(link))), None)
+        """Begin to write what members were not given before, while they are being reached, and
+        find out who passes on what.
+        """
+        new = {link: self.new_to(link) for link in links}
+        missing = next((m for link, m in new.items() if _is_here(link) and m), None)
         if missing is not None:
             self._writing = asyncio.create_task(self._place(missing))
+        self.neighbours = Neighbours({link: self._nbytes(m) for link, m in new.items()})
 
     def new_to(self, link: NodeLink) -> list[int]:
         """The tensors that a member was not given before."""
@@ -60,20 +67,23 @@ class Share:
     async def offer(self, link: NodeLink, needed: Sequence[int]) -> node_pb2.SharedTensors | None:
         """Where a member finds tensors; None: it will not find them, they are to be sent."""
         wanted = {(link, index) for index in needed}
-        if not (wanted and _is_here(link)) or wanted & self._offered:
+        if not wanted or wanted & self._offered:
             # What a member lacks although it was offered, it could not read.
             return None
-        found = await self._place(needed)
+        if _is_here(link):
+            found = await self._place(needed)
+        else:
+            found = await self.neighbours.places(link, needed)
         if found is not None:
-            self._offered |= wanted
+            self._offered |= {(link, place.tensor) for place in found.tensors}
         return found
 
     async def _place(self, needed: Sequence[int]) -> node_pb2.SharedTensors | None:
-        nbytes = sum(self.tensors[index].spec.nbytes for index in needed)
+        nbytes = self._nbytes(needed)
         async with self._turn:
             for memory, offsets in self._written:
                 if offsets.keys() >= set(needed):
-                    return _places(memory, {index: offsets[index] for index in needed})
+                    return places(memory, {index: offsets[index] for index in needed})
             if self._impossible:
                 return None
             try:
@@ -87,7 +97,10 @@ class Share:
                 self._impossible = True
                 return None
             self._written.append(written)
-            return _places(*written)
+            return places(*written)
+
+    def _nbytes(self, indices: Sequence[int]) -> int:
+        return sum(self.tensors[index].spec.nbytes for index in indices)
 
     def _write(self, needed: Sequence[int], nbytes: int) -> tuple[Memory, Mapping[int, int]]:
         memory = _POOL.take(nbytes)
@@ -151,8 +164,8 @@ class CallMemory:
         if memory is not self._memory:
             # Closed meanwhile.
             return
-        places = _places(memory, dict(zip(own, offsets[:-1], strict=True)))
-        self._message = node_pb2.CallMemory(tensors=places, output=offsets[-1])
+        filled = places(memory, dict(zip(own, offsets[:-1], strict=True)))
+        self._message = node_pb2.CallMemory(tensors=filled, output=offsets[-1])
 
     def seen_by(self, link: NodeLink) -> node_pb2.CallMemory | None:
         """Where a member finds it; None: there is nothing for it to find."""
@@ -207,14 +220,3 @@ def _is_here(link: NodeLink) -> bool:
     """Whether a member can see this process's memory."""
     host = link.report.host if link.report is not None else ""
     return bool(host) and host == host_id()
-
-
-def _places(memory: Memory, offsets: Mapping[int, int]) -> node_pb2.SharedTensors:
-    return node_pb2.SharedTensors(
-        pid=os.getpid(),
-        fd=memory.fd,
-        token=memory.token,
-        tensors=[
-            node_pb2.SharedTensor(tensor=index, offset=offset) for index, offset in offsets.items()
-        ],
-    )

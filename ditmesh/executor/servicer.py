@@ -24,6 +24,7 @@ from ditmesh.executor.membership import Membership
 from ditmesh.executor.predict import PredictSession
 from ditmesh.executor.session import RunSession
 from ditmesh.executor.torch_thread import TorchThread
+from ditmesh.memory_pool import MemoryPool
 from ditmesh.models.describe import describe
 from ditmesh.shared_memory import host_id
 from ditmesh.v1 import node_pb2 as pb
@@ -75,6 +76,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self._limits = limits
         self._store = ContentStore(limits.content_bytes)
         self._keeper = StateKeeper()
+        self._pool = MemoryPool()
         self._torch_thread = TorchThread()
         self._membership = Membership(engine, self._torch_thread, give_up)
         self._models = [describe(info) for info in engine.cache.catalogue.models.values()]
@@ -139,6 +141,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                 self._torch_thread,
                 self._store,
                 self._keeper,
+                self._pool,
                 device=self._device,
                 max_bytes=self._limits.max_request_bytes,
                 state_every_s=self._limits.state_every_s,

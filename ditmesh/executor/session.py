@@ -6,7 +6,7 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import grpc
@@ -24,12 +24,14 @@ from ditmesh.executor.engine import Engine, all_or_none
 from ditmesh.executor.inputs import LateModel, build_task
 from ditmesh.executor.keeper import StateKeeper
 from ditmesh.executor.loop import Outcome, SpanMaker, StepDone, Task, no_span, run
+from ditmesh.executor.passing import PassedOn
 from ditmesh.executor.receiving import asking, receive
 from ditmesh.executor.reporting import Outbox, StepReports, result_messages
 from ditmesh.executor.torch_thread import TorchThread
 from ditmesh.executor.weight_patches import patch_set
 from ditmesh.jobs import Job
-from ditmesh.v1 import node_pb2
+from ditmesh.memory_pool import MemoryPool
+from ditmesh.v1 import node_pb2, tensor_pb2
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class RunSession:
         torch_thread: TorchThread,
         store: ContentStore,
         keeper: StateKeeper,
+        pool: MemoryPool,
         *,
         device: torch.device,
         max_bytes: int,
@@ -59,6 +62,7 @@ class RunSession:
         self._torch_thread = torch_thread
         self._store = store
         self._keeper = keeper
+        self._pool = pool
         self._max_bytes = max_bytes
         self._state_every_s = state_every_s
         self._step_every_s = step_every_s
@@ -84,14 +88,18 @@ class RunSession:
         ):
             with telemetry.span("receive"):
                 offered = first.offered if first.HasField("offered") else None
-                job = yield from self._receive(order, offered, requests)
+                job, sent = yield from self._receive(order, offered, requests)
             deadline = order.deadline_seconds if order.HasField("deadline_seconds") else None
             flag = StopFlag(deadline)
-            with _told_as_failure("a job cannot be prepared"):
-                task, take_model = self._prepare(job, order.mesh)
-            yield node_pb2.RunResponse(ready=node_pb2.RunReady())
-            with telemetry.span("wait"):
-                started = _wait_for_start(requests, flag)
+            with PassedOn(self._pool) as passed_on:
+                places = passed_on.place(job.tensors, sent) if first.pass_on else None
+                if places is not None:
+                    yield node_pb2.RunResponse(passed=places)
+                with _told_as_failure("a job cannot be prepared"):
+                    task, take_model = self._prepare(job, order.mesh)
+                yield node_pb2.RunResponse(ready=node_pb2.RunReady())
+                with telemetry.span("wait"):
+                    started = _wait_for_start(requests, flag)
             if not started:
                 return
             if not context.add_callback(lambda: flag.set(node_pb2.STOP_REASON_PREEMPTED)):
@@ -108,7 +116,14 @@ class RunSession:
         order: node_pb2.RunJob,
         offered: node_pb2.SharedTensors | None,
         requests: Iterator[node_pb2.RunRequest],
-    ) -> Generator[node_pb2.RunResponse, None, Job]:
+    ) -> Generator[node_pb2.RunResponse, None, tuple[Job, Sequence[int]]]:
+        """The job, and which of its tensors had to be asked for to the last."""
+        asked: list[int] = []
+
+        def ask(needed: tensor_pb2.TensorsNeeded) -> node_pb2.RunResponse:
+            asked[:] = needed.tensors
+            return node_pb2.RunResponse(needed=needed)
+
         receiving = receive(
             order.job.tensors,
             requests,
@@ -117,8 +132,8 @@ class RunSession:
             max_bytes=self._max_bytes,
             offered=offered,
         )
-        tensors = yield from asking(receiving, lambda n: node_pb2.RunResponse(needed=n))
-        return Job(order.job, tensors)
+        tensors = yield from asking(receiving, ask)
+        return Job(order.job, tensors), asked
 
     def _prepare(self, job: Job, mesh: int) -> tuple[Task, Callable[[], None]]:
         """The job's inputs on the device, its model in memory; and what gives it the model later.

@@ -113,20 +113,22 @@ class LoadModelResponse(_message.Message):
     def __init__(self, seconds: _Optional[float] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("job", "chunk", "start", "stop", "shared", "offered")
+    __slots__ = ("job", "chunk", "start", "stop", "shared", "offered", "pass_on")
     JOB_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
     OFFERED_FIELD_NUMBER: _ClassVar[int]
+    PASS_ON_FIELD_NUMBER: _ClassVar[int]
     job: RunJob
     chunk: _tensor_pb2.TensorChunk
     start: StartRun
     stop: StopRun
     shared: SharedTensors
     offered: SharedTensors
-    def __init__(self, job: _Optional[_Union[RunJob, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., stop: _Optional[_Union[StopRun, _Mapping]] = ..., shared: _Optional[_Union[SharedTensors, _Mapping]] = ..., offered: _Optional[_Union[SharedTensors, _Mapping]] = ...) -> None: ...
+    pass_on: bool
+    def __init__(self, job: _Optional[_Union[RunJob, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., stop: _Optional[_Union[StopRun, _Mapping]] = ..., shared: _Optional[_Union[SharedTensors, _Mapping]] = ..., offered: _Optional[_Union[SharedTensors, _Mapping]] = ..., pass_on: bool = ...) -> None: ...
 
 class SharedTensors(_message.Message):
     __slots__ = ("pid", "fd", "token", "tensors")
@@ -173,20 +175,22 @@ class StopRun(_message.Message):
     def __init__(self, reason: _Optional[_Union[StopReason, str]] = ...) -> None: ...
 
 class RunResponse(_message.Message):
-    __slots__ = ("needed", "ready", "state", "chunk", "result", "done")
+    __slots__ = ("needed", "ready", "state", "chunk", "result", "done", "passed")
     NEEDED_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    PASSED_FIELD_NUMBER: _ClassVar[int]
     needed: _tensor_pb2.TensorsNeeded
     ready: RunReady
     state: StateUpdate
     chunk: _tensor_pb2.TensorChunk
     result: _sampler_pb2.SampleResult
     done: RunDone
-    def __init__(self, needed: _Optional[_Union[_tensor_pb2.TensorsNeeded, _Mapping]] = ..., ready: _Optional[_Union[RunReady, _Mapping]] = ..., state: _Optional[_Union[StateUpdate, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., result: _Optional[_Union[_sampler_pb2.SampleResult, _Mapping]] = ..., done: _Optional[_Union[RunDone, _Mapping]] = ...) -> None: ...
+    passed: SharedTensors
+    def __init__(self, needed: _Optional[_Union[_tensor_pb2.TensorsNeeded, _Mapping]] = ..., ready: _Optional[_Union[RunReady, _Mapping]] = ..., state: _Optional[_Union[StateUpdate, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., result: _Optional[_Union[_sampler_pb2.SampleResult, _Mapping]] = ..., done: _Optional[_Union[RunDone, _Mapping]] = ..., passed: _Optional[_Union[SharedTensors, _Mapping]] = ...) -> None: ...
 
 class RunReady(_message.Message):
     __slots__ = ()

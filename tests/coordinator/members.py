@@ -16,9 +16,12 @@ from coordinator.member import RunEnd, StepReport
 from coordinator.nodes import NodeLink
 from coordinator.stopping import StopRequest
 from ditmesh import shared_memory
+from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError
 from ditmesh.exchange import Receiver, read_specs
+from ditmesh.executor.passing import PassedOn
 from ditmesh.jobs import Job
+from ditmesh.memory_pool import MemoryPool
 from ditmesh.rpc_status import abort
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import job_pb2, node_pb2_grpc, sampler_pb2, tensor_pb2
@@ -42,6 +45,12 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         self.started = self.finished = 0
         self.blind = False
         """Whether it cannot read shared memory."""
+        self.keeps_all = False
+        """Whether it has no memory for its neighbours."""
+        self.store: ContentStore | None = None
+        """What it has from earlier jobs."""
+        self.told_to_pass_on: list[bool] = []
+        """With each job."""
         self.offered: list[list[int]] = []
         """The tensors that each job said where to read."""
         self.asked: list[list[int]] = []
@@ -59,8 +68,9 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         self.streams += 1
         first = await anext(requests)
         self.orders.append((self.streams, first.job))
+        self.told_to_pass_on.append(first.pass_on)
         specs = read_specs(first.job.job.tensors, field="t", max_bytes=1 << 30)
-        receiver = Receiver(specs, field="t")
+        receiver = Receiver(specs, field="t", store=self.store)
         self.offered.append([place.tensor for place in first.offered.tensors])
         if first.HasField("offered") and not self.blind:
             receiver.place(_read_shared(first.offered, specs))
@@ -81,10 +91,16 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
                 receiver.feed(request.chunk)
         self.came.append(came)
         self.tensors = receiver.tensors()
-        await self._stage("prepare", context)
-        yield pb.RunResponse(ready=pb.RunReady())
-        await self._stage("ready", context)
-        start = await anext(requests, None)
+        await self._stage("came", context)
+        with PassedOn(MemoryPool()) as passed_on:
+            if first.pass_on and not self.keeps_all:
+                sent = self.asked[-1] if came else []
+                if (places := passed_on.place(self.tensors, sent)) is not None:
+                    yield pb.RunResponse(passed=places)
+            await self._stage("prepare", context)
+            yield pb.RunResponse(ready=pb.RunReady())
+            await self._stage("ready", context)
+            start = await anext(requests, None)
         if start is None:
             # Given up before it began.
             return
@@ -131,9 +147,11 @@ async def hanging(node: ScriptedNode, context: Any) -> None:
 
 
 @asynccontextmanager
-async def executor(name: str = "group") -> AsyncIterator[tuple[Executor, list[ScriptedNode]]]:
-    """Two members on servers of their own; the local sampler is one."""
-    nodes = [ScriptedNode(leads=rank == 0) for rank in range(2 if name == "group" else 1)]
+async def executor(
+    name: str = "group", size: int = 2
+) -> AsyncIterator[tuple[Executor, list[ScriptedNode]]]:
+    """A group's members on servers of their own; the local sampler is one."""
+    nodes = [ScriptedNode(leads=rank == 0) for rank in range(size if name == "group" else 1)]
     servers, links = [], []
     for node in nodes:
         server = grpc.aio.server()
@@ -159,11 +177,12 @@ async def work(
     steps: list[int] | None = None,
     stop: StopRequest | None = None,
     more: Sequence[WireTensor] = (),
+    large: bool = True,
 ) -> RunEnd:
     def on_step(report: StepReport) -> None:
         if steps is not None:
             steps.append(report.step)
 
-    spec, tensors = make_job(tensors=[f32(700_000), *more])
+    spec, tensors = make_job(tensors=[*([f32(700_000)] if large else []), *more])
     job = Job(spec, tuple(tensors))
     return await made.run(job, deadline_s=None, on_step=on_step, stop=stop or StopRequest())

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from coordinator.lifecycle.node import Report
-from coordinator.memory_pool import MemoryPool
 from ditmesh import shared_memory
+from ditmesh.memory_pool import MemoryPool
 from ditmesh.shared_memory import Memory
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import node_pb2 as pb

@@ -138,6 +138,7 @@ class Stream:
 class Node:
     """A running executor."""
 
+    address: str
     stub: Any
     servicer: NodeServicer
     transformer: nn.Module
@@ -189,9 +190,10 @@ def serving(folder: Path, limits: ServicerLimits | None = None) -> Iterator[Node
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        address = f"127.0.0.1:{port}"
+        with grpc.insecure_channel(address) as channel:
             stub = node_pb2_grpc.NodeServiceStub(channel)
-            yield Node(stub, servicer, loaded[0], before)
+            yield Node(address, stub, servicer, loaded[0], before)
     finally:
         server.stop(None).wait()
         servicer.close()

@@ -16,6 +16,7 @@ import torch
 from ditmesh import errors, shared_memory
 from ditmesh.content import ContentStore
 from ditmesh.jobs import Job
+from ditmesh.memory_pool import MemoryPool
 from ditmesh.shared_memory import Memory
 from ditmesh.tensors import as_wire
 from ditmesh.v1 import node_pb2 as pb
@@ -107,6 +108,53 @@ def test_a_job_that_says_where_its_tensors_are_leads_to_no_question(node: Node) 
         stream._queue.put(request)
         assert next(stream.call).needed.tensors == list(everything)
         stream.end()
+
+
+def test_what_was_sent_is_passed_on_until_the_start(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is ready a node tells where its neighbours can read what it was sent: those bytes,
+    in memory that is its own again afterwards. What it had already, nobody sent.
+    """
+    node.servicer._store = ContentStore(1 << 28)
+    node.servicer._pool = MemoryPool()
+    job = golden_job()
+
+    def pass_on() -> tuple[Stream, list[int]]:
+        stream = Stream(node.stub)
+        stream._queue.put(pb.RunRequest(job=pb.RunJob(job=job.spec), pass_on=True))
+        needed = list(next(stream.call).needed.tensors)
+        for chunk in chunks(job.tensors, needed):
+            stream.send(chunk=chunk)
+        return stream, needed
+
+    stream, needed = pass_on()
+    passed = next(stream.call).passed
+    assert [place.tensor for place in passed.tensors] == needed == [0, 1]
+    places = [(place.offset, job.tensors[place.tensor].spec.nbytes) for place in passed.tensors]
+    found = shared_memory.read(passed.pid, passed.fd, passed.token, places)
+    assert [bytes(data) for data in found] == [bytes(tensor.data) for tensor in job.tensors]
+    assert next(stream.call).HasField("ready")
+    assert not node.servicer._pool._given
+    stream.send(start=pb.StartRun())
+    assert stream.follow().result is not None
+    stream.end()
+    assert len(node.servicer._pool._given) == 1
+
+    again, needed = pass_on()
+    assert needed == []
+    assert next(again.call).HasField("ready")
+    again.end()
+
+    def full(*args: Any) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(Memory, "add", full)
+    node.servicer._store = ContentStore(1 << 28)
+    without, needed = pass_on()
+    assert needed == [0, 1]
+    assert next(without.call).HasField("ready")
+    without.end()
 
 
 def test_a_job_that_is_given_up_before_its_start_leaves_nothing(

@@ -7,8 +7,8 @@ import os
 import numpy as np
 
 from coordinator.given import Given
-from coordinator.memory_pool import MemoryPool
 from ditmesh import shared_memory
+from ditmesh.memory_pool import MemoryPool
 from ditmesh.shared_memory import Memory
 from ditmesh.tensors import WireTensor
 
