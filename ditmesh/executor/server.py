@@ -115,9 +115,9 @@ def serve(
         # Probes carry no certificate: health alone, on a port of its own.
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, probes)
         bind(probes, config.health, None)
+    tell(grouped=False, draining=False)
     server.start()
     probes.start()
-    tell(grouped=False, draining=False)
     if preload is not None:
         servicer.begin_loading(preload)
     log.info("listening on %s, %s", config.listen, device)

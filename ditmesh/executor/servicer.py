@@ -82,6 +82,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self._models = [describe(info) for info in engine.cache.catalogue.models.values()]
         self._incarnation = uuid.uuid4().hex
         self._changed = threading.Condition()
+        self._telling = threading.Lock()
         self._version = 0
         self._draining = False
         self._jobs = 0
@@ -221,7 +222,9 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         )
 
     def _notify(self) -> None:
-        self._on_change(bool(self._engine.epoch), self._draining)
+        with self._telling:
+            # Whoever was held up tells what is, not what was.
+            self._on_change(bool(self._engine.epoch), self._draining)
         with self._changed:
             self._version += 1
             self._changed.notify_all()

@@ -15,7 +15,7 @@ from tests.chaos.run import TOLERANCE
 from tests.chaos.site import Site
 from tests.e2e.jobs import random_job
 
-STEPS = 60
+STEPS = 200
 
 
 @pytest.mark.timeout(300)

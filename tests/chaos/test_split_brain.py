@@ -14,6 +14,7 @@ from ditmesh.v1 import job_pb2, node_pb2, node_pb2_grpc
 from tests.chaos.site import Site
 from tests.e2e.jobs import executors, random_job
 
+STEPS = 200
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -28,13 +29,13 @@ def test_old_epochs_are_refused(site: Site) -> None:
     makes one group of it: no node takes a run, a call, a membership or a farewell of the old one.
     """
     old = site.snapshot().group.epoch
-    with site.user.start(**random_job(1, steps=60)) as handle:
+    with site.user.start(**random_job(1, steps=STEPS)) as handle:
         next(event for event in handle if isinstance(event, Progress) and event.step >= 5)
         os.kill(site.coordinator_pid(), signal.SIGKILL)
         result = handle.result()
     new = site.snapshot().group.epoch
     assert new > old
-    assert executors(result) == [("group", result.summary.segments[0].first_step, 60)]
+    assert executors(result) == [("group", result.summary.segments[0].first_step, STEPS)]
     assert result.summary.segments[0].epoch == new
     for wire in site.wires:
         with grpc.insecure_channel(wire.target) as channel:

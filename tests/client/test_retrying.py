@@ -218,7 +218,7 @@ def test_deadline(call: Call, fake: Fake, job: dict[str, Any]) -> None:
 
     fake.before_step = before_step
     with pytest.raises(DeadlineExceeded, match="deadline passed after step 1 of 4"):
-        call("sample", **job, deadline_s=1.5)
+        call("sample", **job, deadline_s=4.0)
     assert not late
     has_time.set()
 

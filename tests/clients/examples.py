@@ -44,7 +44,7 @@ class ExampleClient:
     def test_a_prompt_becomes_the_picture_that_python_gets(
         self, command: Sequence[str], coordinator: str, expected_picture: bytes, tmp_path: Path
     ) -> None:
-        """The same bytes of PNG, every step told, no tensor of the prompt sent again."""
+        """The same bytes of PNG, steps told up to the last, no tensor of the prompt sent again."""
         picture = tmp_path / "picture.png"
         with client(
             command, coordinator, prompt=PROMPT, seed=SEED, size=SIZE, steps=STEPS, output=picture
@@ -52,8 +52,10 @@ class ExampleClient:
             said, complaints = process.communicate(timeout=_LIMIT_S)
         assert process.returncode == 0, complaints
         assert picture.read_bytes() == expected_picture
-        assert re.findall(r"step (\d+)/4", said) == ["1", "2", "3", "4"]
-        assert "uploaded" not in said.partition("step 1/")[0]
+        # Of steps that come fast, not all are told of.
+        told = [int(step) for step in re.findall(r"step (\d+)/4", said)]
+        assert told == sorted({*told, 4})
+        assert "uploaded" not in said.partition("step ")[0]
         assert "fallback" not in said
 
     def test_an_interrupt_cancels_the_job(
@@ -64,7 +66,7 @@ class ExampleClient:
             command, coordinator, steps=900, deadline=600, output=tmp_path / "none.png"
         ) as process:
             lines = iter(process.stdout or ())
-            under_way = any(line.startswith("step 2/") for line in lines)
+            under_way = any(re.match(r"step (\d{2,}|[2-9])/", line) for line in lines)
             assert under_way, process.communicate(timeout=_LIMIT_S)
             os.killpg(process.pid, signal.SIGINT)
             _, complaints = process.communicate(timeout=_LIMIT_S)

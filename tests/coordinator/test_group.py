@@ -171,7 +171,7 @@ def test_a_node_that_always_fails_to_join_is_left_out(joining: str) -> None:
         async with site(3) as s:
             s.nodes[1].joining = joining
             s.manager.start()
-            await until(lambda: s.members() == [0, 2])
+            await until(lambda: s.members() == [0, 2] and s.left_out())
             (why,) = s.left_out().values()
             assert list(s.left_out()) == [1]
             assert "failed to join" in why
@@ -231,7 +231,7 @@ def test_a_node_whose_model_is_damaged_keeps_nobody_waiting() -> None:
         async with site(2, preload=["tiny"]) as s:
             s.nodes[0].damaged = True
             s.manager.start()
-            await until(lambda: s.members() == [1])
+            await until(lambda: s.members() == [1] and s.left_out())
             assert "a file is torn" in s.left_out()[0]
             s.nodes[0].damaged = False
             await until(lambda: s.members() == [0, 1])

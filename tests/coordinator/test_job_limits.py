@@ -53,7 +53,7 @@ def test_bytes_in_flight_have_a_budget() -> None:
     whole = text + 4 * latent
 
     async def test() -> None:
-        async with served(limits=Limits(in_flight_bytes=2 * whole)) as s:
+        async with served(limits=Limits(in_flight_bytes=2 * whole), timing=PATIENT) as s:
             w = s.world
             semaphore, w.scripts["group"].before = gate()
             one, _ = await w.begin(*make_job("one"))
@@ -120,7 +120,7 @@ def test_a_coordinator_that_drains_takes_nothing_new() -> None:
     """But whoever comes back for a job gets it."""
 
     async def test() -> None:
-        async with served() as s:
+        async with served(timing=PATIENT) as s:
             await s.sample(*make_job())
             s.world.jobs.drain()
             error = await s.refused(*make_job("new"))
@@ -138,7 +138,7 @@ def test_who_sends_too_slowly_gives_way(short_of: str) -> None:
     limits = Limits(queued_jobs=0) if short_of == "places" else Limits(in_flight_bytes=whole + 100)
 
     async def test() -> None:
-        async with served(limits=limits) as s:
+        async with served(limits=limits, timing=PATIENT) as s:
             silent = s.stub.Sample()
             await silent.write(pb.SampleRequest(job=make_job("silent")[0]))
             assert (await silent.read()).HasField("needed")

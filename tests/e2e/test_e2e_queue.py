@@ -27,7 +27,7 @@ def test_queued_jobs_do_not_mix(eight: Cluster) -> None:
     alone = {seed: eight.client.sample(**job(seed)).latent.tobytes() for seed in SEEDS}
     epoch = eight.snapshot().group.epoch
     queued = [eight.client.start(**job(seed)) for seed in (*SEEDS, *reversed(SEEDS), *SEEDS)]
-    unwanted = [eight.client.start(**random_job(30 + n, steps=50)) for n in range(3)]
+    unwanted = [eight.client.start(**random_job(30 + n, steps=10_000)) for n in range(3)]
     queued += [eight.client.start(**job(seed)) for seed in SEEDS]
     unwanted[2].cancel()
     for handle, seed in zip(queued[:12], (*SEEDS, *reversed(SEEDS), *SEEDS), strict=True):

@@ -81,7 +81,7 @@ def test_exception_in_the_client_cancels(eight: Cluster) -> None:
 def test_deadline(eight: Cluster) -> None:
     """A job whose deadline passes ends on the ranks too, also for those who have more time."""
     job = {**ENDLESS, "job_id": "late"}
-    with eight.client.start(**job, deadline_s=4.0) as hasty:
+    with eight.client.start(**job, deadline_s=8.0) as hasty:
         wait_for_step(hasty, 1)
         with eight.client.start(**job) as patient, pytest.raises(DeadlineExceeded):
             patient.result()

@@ -167,9 +167,9 @@ def test_a_process_that_loads_weights_is_not_stuck(
     with pytest.raises(Unavailable, match="weights"):
         process.join(2).result(_ENOUGH_S)
     assert not leaving.done()
-    process.engine.cache.loading = False
     loaded.set()
     leaving.result(_ENOUGH_S)
+    process.engine.cache.loading = False
     assert not process.gave_up
     process.join(2).result(_ENOUGH_S)
     process.engine.cache.loading = True

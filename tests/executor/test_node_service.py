@@ -104,9 +104,10 @@ def test_threads_do_not_pile_up(node: Node) -> None:
     """A stream leaves nothing behind."""
     node.run(golden_job())
     before = threading.active_count()
-    for _ in range(5):
+    for _ in range(12):
         node.run(golden_job(stop_after_step=1))
-    until(lambda: threading.active_count() <= before + 1)
+    # A stream's own thread; the pool may grow by few.
+    until(lambda: threading.active_count() <= before + 4)
 
 
 def test_a_watch_tells_models_at_once_and_then_every_second(node: Node) -> None:
