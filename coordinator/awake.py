@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from types import TracebackType
 
 _LOOKS = 5
 
 
-@asynccontextmanager
-async def timeout(seconds: float | None) -> AsyncIterator[None]:
+class Timeout:
     """As `asyncio.timeout`, but time in which this loop did not run hardly counts.
 
     A machine that was paused, or too busy to run this process, finds its clock ahead and what the
-    others said meanwhile unread; they are not late. Each stop counts for a fifth of `seconds` at
+    others said meanwhile unread; they are not late. Each stop counts for a fifth of the limit at
     most.
     """
-    loop = asyncio.get_running_loop()
-    handle: asyncio.TimerHandle | None = None
-    looks = 0
 
-    def look() -> None:
-        nonlocal handle, looks
-        looks += 1
-        if looks == _LOOKS:
-            limit.reschedule(loop.time())
+    def __init__(self, seconds: float | None) -> None:
+        """None: no limit."""
+        self._limit = asyncio.timeout(None)
+        self._seconds = seconds
+        self._looks = 0
+        self._handle: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+        self._wait()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        await self._limit.__aexit__(kind, error, trace)
+
+    def _wait(self) -> None:
+        if self._seconds is not None:
+            pause = self._seconds / _LOOKS
+            self._handle = asyncio.get_running_loop().call_later(pause, self._look)
+
+    def _look(self) -> None:
+        # A handle that has run would keep this object, and the task within, for the collector.
+        self._handle = None
+        self._looks += 1
+        if self._looks == _LOOKS:
+            self._limit.reschedule(asyncio.get_running_loop().time())
         else:
-            arm()
-
-    def arm() -> None:
-        nonlocal handle
-        if seconds is not None:
-            handle = loop.call_later(seconds / _LOOKS, look)
-
-    async with asyncio.timeout(None) as limit:
-        arm()
-        try:
-            yield
-        finally:
-            if handle is not None:
-                handle.cancel()
+            self._wait()

@@ -108,7 +108,7 @@ class MemberRun:
         while True:
             patience = limit_s()
             try:
-                async with awake.timeout(patience):
+                async with awake.Timeout(patience):
                     message = await self._read("state", "result", "done")
             except TimeoutError:
                 self.link.hung(f"has done no step in {patience:.0f} s")

@@ -115,7 +115,7 @@ class NodeLink:
             try:
                 # Not wait_for: that can swallow a cancellation, and then nobody stops this loop.
                 while True:
-                    async with awake.timeout(self._silence_s):
+                    async with awake.Timeout(self._silence_s):
                         report = await call.read()
                     if not isinstance(report, pb.WatchResponse):
                         break

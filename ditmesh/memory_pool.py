@@ -39,10 +39,19 @@ class MemoryPool:
 
     def give_back(self, memory: Memory) -> None:
         """Have it used again once nobody reads it. It was published."""
+        if memory.room > self._most_idle_bytes:
+            # It could never be kept; who reads it still has it.
+            memory.close()
+            return
         with self._lock:
             self._given.append(memory)
             if len(self._given) > self._most:
                 self._given.popleft().close()
+        self.trim()
+
+    def trim(self) -> None:
+        """Let go of what is too much, now that others may have ceased to read."""
+        with self._lock:
             idle = [memory for memory in self._given if not memory.is_read]
             excess = sum(memory.room for memory in idle) - self._most_idle_bytes
             for memory in idle:

@@ -72,6 +72,8 @@ class GroupEngine:
 
     def join(self, request: pb.JoinGroupRequest, aborted: threading.Event) -> None:
         """See `Engine.join`. Raises InvalidMesh or GroupLost."""
+        if aborted.is_set():
+            raise GroupLost(f"epoch {request.epoch} was aborted before it was joined")
         self._joining = request.epoch
         meshes = tuple(MeshSpec(tuple(m.ranks), m.ulysses, m.ring, m.cfg) for m in request.meshes)
         try:

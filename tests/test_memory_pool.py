@@ -50,6 +50,23 @@ def test_only_so_much_is_kept_that_nobody_reads() -> None:
     assert len(view) == 2 * MIB
 
 
+def test_what_readers_let_go_of_later_is_not_kept_either() -> None:
+    """One that could never be kept goes at once, others when somebody looks."""
+    pool = MemoryPool(most_idle_bytes=3 * MIB)
+    large, large_view = written(pool, 4 * MIB)
+    pool.give_back(large)
+    assert large.fd < 0
+    assert large_view[0] == 0
+    made = [written(pool, 2 * MIB) for _ in range(2)]
+    memories = [memory for memory, _ in made]
+    for memory in memories:
+        pool.give_back(memory)
+    assert all(memory.fd >= 0 for memory in memories)
+    made.clear()
+    pool.trim()
+    assert [memory.fd < 0 for memory in memories] == [True, False]
+
+
 def test_only_so_many_files_are_kept_open() -> None:
     """Readers keep what they have."""
     pool = MemoryPool(most=2)

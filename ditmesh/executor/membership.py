@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import wait
-from contextlib import contextmanager
+from collections.abc import Callable
 
-from ditmesh.errors import StaleEpoch, Unavailable
+from ditmesh.errors import StaleEpoch
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.torch_thread import TorchThread
 from ditmesh.v1 import node_pb2 as pb
 
 _FREE_S = 5.0
-_STUCK = "the torch thread is stuck in a collective that cannot be aborted"
 
 
 class Membership:
@@ -43,9 +40,9 @@ class Membership:
     def join(self, request: pb.JoinGroupRequest) -> None:
         """Leave the old group and join a newer one; returns when all have joined.
 
-        Raises StaleEpoch, Unavailable, and what `Engine.join` does.
+        Raises StaleEpoch, and what `Engine.join` does.
         """
-        with self._turn():
+        with self._lock:
             if request.epoch <= self._newest_epoch:
                 # Before anything is left: an old message must not cost the new group.
                 raise StaleEpoch(
@@ -58,48 +55,24 @@ class Membership:
         joining.result()
 
     def leave(self, epoch: int) -> None:
-        """Abort that group and leave it, if this process is in it or about to join it.
-
-        Raises Unavailable.
-        """
-        with self._turn():
+        """Abort that group and leave it, if this process is in it or about to join it."""
+        with self._lock:
             if epoch == self._epoch:
                 self._free()
 
     def close(self) -> None:
-        """Leave whatever there is; weights that are being loaded are not waited for."""
-        try:
-            with self._turn():
-                self._free(patient=False)
-        except Unavailable:
-            self._give_up(_STUCK)
+        """Leave whatever there is."""
+        with self._lock:
+            self._free()
 
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        if not self._lock.acquire(timeout=_FREE_S):
-            raise Unavailable(
-                "this node is still leaving a group: its weights are being loaded",
-                retry_after_s=_FREE_S,
-            )
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    def _free(self, *, patient: bool = True) -> None:
+    def _free(self) -> None:
         """Abort the group and leave it. A thread that stays stuck is the end of the process."""
         if not self._epoch:
             return
         self._aborted.set()
         self._engine.abort()
-        leaving = self._torch_thread.submit(self._engine.leave)
-        while not leaving.done():
-            # Weights from a cold disk take minutes, and end by themselves.
-            loading = self._engine.cache.loading
-            wait([leaving], timeout=_FREE_S)
-            if not leaving.done() and not (patient and loading):
-                self._give_up(_STUCK)
-                break
-        else:
-            leaving.result()
+        try:
+            self._torch_thread.submit(self._engine.leave).result(timeout=_FREE_S)
+        except TimeoutError:
+            self._give_up("the torch thread is stuck in a collective that cannot be aborted")
         self._epoch = 0

@@ -29,8 +29,6 @@ class ModelCache:
         self._max_loaded = max_loaded
         self._loaded: OrderedDict[str, nn.Module] = OrderedDict()
         self._merged: dict[str, tuple[bytes, tuple[str, ...]]] = {}
-        self.loading = False
-        """Whether weights are being read or changed, which may take minutes. Any thread."""
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -50,13 +48,9 @@ class ModelCache:
         info = self.catalogue.get(name)
         if patches is not None:
             check(patches.patches, info)
-        self.loading = not self.holds(name, patches)
-        try:
-            module = self._unpatched(name, info)
-            if not self.holds(name, patches):
-                self._change(name, info, module, patches)
-        finally:
-            self.loading = False
+        module = self._unpatched(name, info)
+        if not self.holds(name, patches):
+            self._change(name, info, module, patches)
         return module
 
     def _change(

@@ -23,17 +23,15 @@ class PassedOn:
 
     def place(
         self, tensors: Sequence[WireTensor], indices: Sequence[int]
-    ) -> node_pb2.SharedTensors | None:
-        """Write those tensors to memory, once; where they are, None: nowhere."""
-        if not indices:
-            return None
+    ) -> node_pb2.SharedTensors:
+        """Write those tensors to memory, once. Where they are; empty: nowhere."""
         try:
             memory = self._pool.take(sum(tensors[index].spec.nbytes for index in indices))
             offsets = {index: memory.add(tensors[index]) for index in indices}
         except OSError as error:
             # They are sent to the others as well, then.
             log.warning("tensors cannot be passed on: %s", error)
-            return None
+            return node_pb2.SharedTensors()
         memory.publish()
         self._memory = memory
         return places(memory, offsets)

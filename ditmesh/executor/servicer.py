@@ -150,6 +150,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             )
             with self._at_work():
                 yield from session.serve(first, request_iterator, context)
+            self._pool.trim()
         self._notify()
 
     def FetchState(

@@ -92,9 +92,8 @@ class RunSession:
             deadline = order.deadline_seconds if order.HasField("deadline_seconds") else None
             flag = StopFlag(deadline)
             with PassedOn(self._pool) as passed_on:
-                places = passed_on.place(job.tensors, sent) if first.pass_on else None
-                if places is not None:
-                    yield node_pb2.RunResponse(passed=places)
+                if first.pass_on and sent:
+                    yield node_pb2.RunResponse(passed=passed_on.place(job.tensors, sent))
                 with _told_as_failure("a job cannot be prepared"):
                     task, take_model = self._prepare(job, order.mesh)
                 yield node_pb2.RunResponse(ready=node_pb2.RunReady())

@@ -239,17 +239,19 @@ class Group:
         keys = [rendezvous.arrival(rank) for rank in range(self.world_size)]
         patience_s = min(self.timeout_s, MEET_S)
         end = time.monotonic() + patience_s
-        while not store.check(keys):
-            if self._aborted.wait(_POLL_S):
-                # Nobody else shall go on with this rank.
-                store.delete_key(rendezvous.arrival(self.rank))
-                raise GroupLost(f"epoch {self.epoch} was aborted while rank {self.rank} waited")
+        while not self._aborted.is_set():
+            if store.check(keys):
+                return
+            self._aborted.wait(_POLL_S)
             if time.monotonic() > end:
                 late = [rank for rank, key in enumerate(keys) if not store.check([key])]
                 raise GroupLost(
                     f"epoch {self.epoch} could not be formed: of {self.world_size} ranks, "
                     f"{', '.join(map(str, late))} did not come in {patience_s:g} s"
                 )
+        # Nobody else shall go on with this rank.
+        store.delete_key(rendezvous.arrival(self.rank))
+        raise GroupLost(f"epoch {self.epoch} was aborted while rank {self.rank} waited")
 
     def _compare_versions(self, store: Store) -> None:
         """What ranks tell one another, and how they round, differs from version to version.

@@ -93,10 +93,12 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         self.tensors = receiver.tensors()
         await self._stage("came", context)
         with PassedOn(MemoryPool()) as passed_on:
-            if first.pass_on and not self.keeps_all:
-                sent = self.asked[-1] if came else []
-                if (places := passed_on.place(self.tensors, sent)) is not None:
-                    yield pb.RunResponse(passed=places)
+            if first.pass_on and came:
+                nowhere = pb.SharedTensors()
+                places = (
+                    nowhere if self.keeps_all else passed_on.place(self.tensors, self.asked[-1])
+                )
+                yield pb.RunResponse(passed=places)
             await self._stage("prepare", context)
             yield pb.RunResponse(ready=pb.RunReady())
             await self._stage("ready", context)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 
 import pytest
 
@@ -17,7 +19,7 @@ def test_a_limit_passes() -> None:
     async def wait() -> float:
         started = time.monotonic()
         with pytest.raises(TimeoutError):
-            async with awake.timeout(0.1):
+            async with awake.Timeout(0.1):
                 await asyncio.Event().wait()
         return time.monotonic() - started
 
@@ -29,7 +31,7 @@ def test_what_is_there_in_time_is_had(limit_s: float | None) -> None:
     """And nothing is left of the limit."""
 
     async def wait() -> int:
-        async with awake.timeout(limit_s):
+        async with awake.Timeout(limit_s):
             return await asyncio.sleep(0.01, 7)
 
     assert run(wait()) == 7
@@ -41,7 +43,7 @@ def test_a_stop_of_this_process_is_nobodys_silence() -> None:
     async def wait() -> None:
         loop = asyncio.get_running_loop()
         came = asyncio.Event()
-        async with awake.timeout(0.2):
+        async with awake.Timeout(0.2):
             loop.call_soon(time.sleep, 0.4)
             await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -55,7 +57,7 @@ def test_others_cancel_as_ever() -> None:
     """A cancellation from outside is no timeout."""
 
     async def wait() -> None:
-        async with awake.timeout(5.0):
+        async with awake.Timeout(5.0):
             await asyncio.Event().wait()
 
     async def cancel() -> None:
@@ -66,3 +68,29 @@ def test_others_cancel_as_ever() -> None:
             await task
 
     run(cancel())
+
+
+@pytest.mark.parametrize("expires", [True, False])
+def test_nothing_is_left_for_the_collector(expires: bool) -> None:
+    """A job's tensors go with its task."""
+
+    class Tensors:
+        pass
+
+    async def work() -> Tensors:
+        for _ in range(3):
+            try:
+                async with awake.Timeout(0.02):
+                    await asyncio.sleep(0.05 if expires else 0.0)
+            except TimeoutError:
+                assert expires
+        return Tensors()
+
+    async def hold() -> weakref.ref[Tensors]:
+        return weakref.ref(await asyncio.create_task(work()))
+
+    gc.disable()
+    try:
+        assert run(hold())() is None
+    finally:
+        gc.enable()

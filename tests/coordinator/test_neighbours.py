@@ -6,21 +6,25 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 import torch
 
 from coordinator import member
 from coordinator.executors import Executor
 from coordinator.lifecycle.node import NodePhase, NodeView
+from coordinator.member import MemberRun
 from coordinator.nodes import NodeLink
+from coordinator.sharing import Share
 from coordinator.stopping import StopRequest
 from ditmesh import chunk_messages, shared_memory
 from ditmesh.content import ContentStore
+from ditmesh.errors import ExecutorFailed
 from ditmesh.jobs import Job
 from ditmesh.torch_tensors import to_torch
 from ditmesh.v1 import node_pb2 as pb
-from tests.coordinator.fakes import f32, make_job, run
-from tests.coordinator.members import ScriptedNode, executor, work
+from tests.coordinator.fakes import PATIENCE_S, f32, make_job, run
+from tests.coordinator.members import ScriptedNode, aborting, executor, work
 from tests.executor.node import CASE, Node, golden_job, serving
 from tests.sampling.golden_cases import load_golden
 
@@ -80,7 +84,7 @@ def test_little_is_sent_to_each() -> None:
     run(test())
 
 
-@pytest.mark.parametrize("had", ["nothing", "the large one", "everything"])
+@pytest.mark.parametrize("had", ["nothing", "the large one", "everything", "no memory"])
 def test_a_model_that_one_loads_holds_up_no_neighbour(had: str) -> None:
     """All load at the same time, whatever the first had of the tensors already."""
 
@@ -92,7 +96,8 @@ def test_a_model_that_one_loads_holds_up_no_neighbour(had: str) -> None:
             del spec.tensors[:]
             spec.tensors.extend(tensor.spec.to_proto() for tensor in tensors)
             nodes[0].store = ContentStore(1 << 30)
-            for tensor in {"nothing": [], "the large one": tensors[2:], "everything": tensors}[had]:
+            nodes[0].keeps_all = had == "no memory"
+            for tensor in {"the large one": tensors[2:], "everything": tensors}.get(had, []):
                 nodes[0].store.put("", tensor)
             others_have = asyncio.Event()
 
@@ -109,28 +114,31 @@ def test_a_model_that_one_loads_holds_up_no_neighbour(had: str) -> None:
             prepared.close()
             assert nodes[1].tensors == tuple(tensors)
             sizes = [tensor.spec.nbytes for tensor in tensors]
-            passed = {"nothing": sizes, "the large one": sizes[:2], "everything": []}[had]
-            assert sum(nodes[0].came) == sum(passed)
+            passed = {"nothing": sizes, "the large one": sizes[:2]}.get(had, [])
             assert sum(nodes[1].came) == sum(sizes) - sum(passed)
 
     run(test())
 
 
-def test_a_neighbour_that_dies_is_waited_for_by_nobody() -> None:
-    """The executor fails at once, with the death as its cause."""
+def test_a_neighbour_that_fails_is_waited_for_by_nobody() -> None:
+    """Whoever waits for its memory is sent the tensors."""
 
     async def test() -> None:
         async with executor() as (made, nodes):
             at(["a", "a"], made)
-
-            async def die(node: ScriptedNode, context: Any) -> None:
-                made.members[0].doubt("it is gone")
-                await asyncio.sleep(3600)
-
-            nodes[0].at["receive"] = die
-            with pytest.raises(Exception, match=r"rank 0 .* is gone"):
-                async with asyncio.timeout(20):
-                    await work(made)
+            nodes[0].at["receive"] = aborting(ExecutorFailed("out of memory"))
+            spec, tensors = make_job(tensors=[f32(700_000)])
+            order = pb.RunJob(job=spec)
+            with Share(tensors) as share:
+                share.write_ahead(made.members)
+                first, other = (MemberRun(link) for link in made.members)
+                waiting = asyncio.create_task(other.prepare(order, share))
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await first.prepare(order, share)
+                async with asyncio.timeout(PATIENCE_S):
+                    await waiting
+                other.close()
+            assert nodes[1].tensors == tuple(tensors)
 
     run(test())
 

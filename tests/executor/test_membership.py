@@ -6,14 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditmesh.errors import GroupLost, StaleEpoch, Unavailable
+from ditmesh.errors import GroupLost, StaleEpoch
 from ditmesh.executor import membership
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.membership import Membership
@@ -28,7 +27,6 @@ class ScriptedEngine:
     """Joins at once unless `others` are still to come."""
 
     def __init__(self) -> None:
-        self.cache = SimpleNamespace(loading=False)
         self.epoch = 0
         self.story: list[str] = []
         self.others = threading.Event()
@@ -150,34 +148,6 @@ def test_a_thread_that_stays_stuck_is_the_end_of_the_process(
     process.leave(1).result(_ENOUGH_S)
     assert ["stuck" in why for why in process.gave_up] == [True]
     stuck.set()
-
-
-def test_a_process_that_loads_weights_is_not_stuck(
-    process: Process, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """That takes minutes from a cold disk, and all of it again if the process is replaced. Other
-    orders are refused meanwhile; a shutdown does not wait.
-    """
-    monkeypatch.setattr(membership, "_FREE_S", 0.05)
-    loaded = threading.Event()
-    process.engine.cache.loading = True
-    process.torch_thread.submit(loaded.wait, _ENOUGH_S)
-    leaving = process.leave(1)
-    until(process.membership._lock.locked)
-    with pytest.raises(Unavailable, match="weights"):
-        process.join(2).result(_ENOUGH_S)
-    assert not leaving.done()
-    loaded.set()
-    leaving.result(_ENOUGH_S)
-    process.engine.cache.loading = False
-    assert not process.gave_up
-    process.join(2).result(_ENOUGH_S)
-    process.engine.cache.loading = True
-    ended = threading.Event()
-    process.torch_thread.submit(ended.wait, _ENOUGH_S)
-    process.membership.close()
-    assert process.gave_up
-    ended.set()
 
 
 _ORDERS = st.lists(

@@ -153,6 +153,9 @@ def test_what_was_sent_is_passed_on_until_the_start(
     node.servicer._store = ContentStore(1 << 28)
     without, needed = pass_on()
     assert needed == [0, 1]
+    answer = next(without.call)
+    assert answer.HasField("passed")
+    assert not answer.passed.tensors
     assert next(without.call).HasField("ready")
     without.end()
 
