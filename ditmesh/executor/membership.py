@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from ditmesh.errors import StaleEpoch
 from ditmesh.executor.engine import Engine
@@ -31,6 +32,7 @@ class Membership:
         self._epoch = 0
         self._newest_epoch = 0
         self._aborted = threading.Event()
+        self._joining: Future[None] | None = None
 
     @property
     def newest_epoch(self) -> int:
@@ -52,6 +54,7 @@ class Membership:
             self._epoch = self._newest_epoch = request.epoch
             self._aborted = threading.Event()
             joining = self._torch_thread.submit(self._engine.join, request, self._aborted)
+            self._joining = joining
         joining.result()
 
     def leave(self, epoch: int) -> None:
@@ -67,7 +70,8 @@ class Membership:
 
     def _free(self) -> None:
         """Abort the group and leave it. A thread that stays stuck is the end of the process."""
-        if not self._epoch:
+        if self._joining is None or (self._joining.done() and not self._engine.epoch):
+            # In no group: what the torch thread does is its own, such as loading weights.
             return
         self._aborted.set()
         self._engine.abort()
@@ -75,4 +79,3 @@ class Membership:
             self._torch_thread.submit(self._engine.leave).result(timeout=_FREE_S)
         except TimeoutError:
             self._give_up("the torch thread is stuck in a collective that cannot be aborted")
-        self._epoch = 0

@@ -150,6 +150,26 @@ def test_a_thread_that_stays_stuck_is_the_end_of_the_process(
     stuck.set()
 
 
+def test_who_is_in_no_group_has_nothing_to_free(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A join that failed is over: weights that are loaded afterwards are nobody's hindrance."""
+    process.leave(1).result(_ENOUGH_S)
+    process.engine.others.clear()
+    joining = process.join(2)
+    until(lambda: process.membership.newest_epoch == 2)
+    process.membership._aborted.set()
+    with pytest.raises(GroupLost):
+        joining.result(_ENOUGH_S)
+    monkeypatch.setattr(membership, "_FREE_S", 0.05)
+    loaded = threading.Event()
+    process.torch_thread.submit(loaded.wait, _ENOUGH_S)
+    process.leave(2).result(_ENOUGH_S)
+    process.membership.close()
+    assert not process.gave_up
+    loaded.set()
+
+
 _ORDERS = st.lists(
     st.tuples(st.sampled_from(["join", "leave"]), st.integers(1, 6)), min_size=1, max_size=12
 )
