@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from coordinator.rendezvous import Rendezvous
+from coordinator.cluster.rendezvous import Rendezvous
 from ditmesh import heap
 from ditmesh.mesh import MeshSpec
 from ditmesh.models.family import Conditioning

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import torch
 
-from coordinator.pipeline_worker import PipelineWorker
+from coordinator.services.pipeline_worker import PipelineWorker
 from ditmesh import chunk_messages
 from ditmesh.executor.device import torch_dtype
 from ditmesh.executor.engine import Engine, LocalEngine

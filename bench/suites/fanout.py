@@ -20,8 +20,8 @@ from bench.measure import Contestant, Options, Skipped, alternate, timed
 from bench.object_store import RayActors
 from bench.results import Comparison, Goal, SuiteResult
 from bench.servers import OPTIONS, PUSH, RawConnection, Servers, push_chunks
-from coordinator.executors import Executor
-from coordinator.nodes import NodeLink
+from coordinator.executors.executor import Executor
+from coordinator.nodes.link import NodeLink
 from ditmesh.exchange import CHUNK_BYTES
 from ditmesh.jobs import Job
 from ditmesh.tensors import DataType, TensorSpec, WireTensor
@@ -138,8 +138,8 @@ class _Coordinator:
     def send_elsewhere(self, data: np.ndarray[Any, np.dtype[np.uint8]]) -> float:
         """As `send`, to ranks that see one another's memory but not the coordinator's."""
         with (
-            mock.patch("coordinator.sharing.host_id", return_value="another"),
-            mock.patch("coordinator.neighbours.host_id", return_value="another"),
+            mock.patch("coordinator.executors.sharing.host_id", return_value="another"),
+            mock.patch("coordinator.executors.neighbours.host_id", return_value="another"),
         ):
             return self.send(data)
 

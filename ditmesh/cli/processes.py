@@ -68,7 +68,7 @@ class LocalCluster:
         scan(self.models).check_start(self.preload)
         if not self.nodes and not self.local:
             raise UsageError("no nodes and no local sampler: nothing could run a job")
-        find_service("coordinator.meshes").MeshPlan(self.nodes, self.mesh, self.cfg_split)
+        find_service("coordinator.cluster.meshes").MeshPlan(self.nodes, self.mesh, self.cfg_split)
         if self.nodes:
             node = find_service("gpu_node.app")
             problem = node.problem(_parsed(node, self._node_options()))

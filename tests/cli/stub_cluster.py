@@ -68,7 +68,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _service(name: str) -> SimpleNamespace:
-    if name == "coordinator.meshes":
+    if name == "coordinator.cluster.meshes":
         return SimpleNamespace(MeshPlan=lambda *degrees: None)
 
     def children(args: argparse.Namespace, folder: Path | None = None) -> list[ChildSpec]:

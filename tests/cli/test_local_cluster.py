@@ -188,7 +188,7 @@ def test_impossible_clusters(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_missing_extras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only the client is installed, `up` says what to install."""
-    monkeypatch.setitem(sys.modules, "coordinator.meshes", None)
+    monkeypatch.setitem(sys.modules, "coordinator.cluster.meshes", None)
     with pytest.raises(UsageError, match=r"pip install 'ditmesh\[coordinator\]'"):
         LocalCluster(models=tmp_path).check()
 

@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from coordinator.identity import Identities
-from coordinator.predict_service import PredictCalls
-from coordinator.sampler_service import SamplerServicer
+from coordinator.services.identity import Identities
+from coordinator.services.predict import PredictCalls
+from coordinator.services.sampler import SamplerServicer
 from ditmesh import chunk_messages
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError

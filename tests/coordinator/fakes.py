@@ -17,17 +17,17 @@ from unittest import mock
 import grpc.aio
 import numpy as np
 
-from coordinator.admission import check_values
-from coordinator.cluster import Cluster
+from coordinator.cluster.cluster import Cluster
+from coordinator.cluster.group import FormedGroup
 from coordinator.config import Limits, Timing
-from coordinator.group import FormedGroup
-from coordinator.job_log import NoJournal
-from coordinator.jobs import JobTable
+from coordinator.jobs.admission import check_values
+from coordinator.jobs.job_log import NoJournal
+from coordinator.jobs.record import JobRecord, Listener
+from coordinator.jobs.runner import Runner
+from coordinator.jobs.scheduler import Scheduler
+from coordinator.jobs.table import JobTable
 from coordinator.lifecycle.group import GroupPhase
 from coordinator.lifecycle.node import NodePhase, NodeView
-from coordinator.record import JobRecord, Listener
-from coordinator.runner import Runner
-from coordinator.scheduler import Scheduler
 from ditmesh import telemetry
 from ditmesh.errors import DitmeshError
 from ditmesh.mesh import MeshSpec
@@ -256,7 +256,7 @@ async def world(
     timing: Timing = TIMING,
 ) -> AsyncIterator[World]:
     """A coordinator with a group that is ready, unless not `formed`, and a local sampler."""
-    with mock.patch("coordinator.cluster.Executor", FakeExecutor):
+    with mock.patch("coordinator.cluster.cluster.Executor", FakeExecutor):
         made = World(nodes, local, limits or Limits(), timing)
         if formed and nodes:
             made.group.form()

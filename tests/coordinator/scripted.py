@@ -10,8 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from coordinator.member import PreparedRun, RunEnd, StepReport
-from coordinator.stopping import StopRequest
+from coordinator.executors.member import PreparedRun, RunEnd, StepReport
+from coordinator.executors.stopping import StopRequest
 from ditmesh.errors import BadResult, ExecutorFailed, GroupLost
 from ditmesh.jobs import Job, Snapshot
 from ditmesh.mesh import MeshSpec

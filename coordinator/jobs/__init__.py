@@ -1,0 +1,1 @@
+"""Jobs: taken in, queued, given executors, remembered."""

@@ -1,0 +1,1 @@
+"""What the coordinator knows of one node, and its streams to it."""
