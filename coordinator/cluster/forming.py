@@ -10,7 +10,9 @@ import grpc.aio
 
 from coordinator.cluster.rendezvous import Rendezvous
 from coordinator.config import Timing
+from coordinator.nodes import awake
 from coordinator.nodes.link import NodeLink
+from ditmesh.errors import DitmeshError, GroupLost
 from ditmesh.mesh import MeshSpec
 from ditmesh.rpc_status import from_rpc_error
 from ditmesh.v1 import node_pb2 as pb
@@ -68,11 +70,16 @@ def in_words(error: BaseException) -> str:
     """What a node failed with."""
     if isinstance(error, grpc.aio.AioRpcError):
         return str(from_rpc_error(error, peer="a node"))
-    return f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, DitmeshError) else f"{type(error).__name__}: {error}"
 
 
 async def _join(link: NodeLink, order: pb.JoinGroupRequest, timeout_s: float) -> None:
-    await link.stub.JoinGroup(order, timeout=timeout_s)
+    try:
+        # gRPC's own deadline would go on while this process stands still.
+        async with awake.Timeout(timeout_s):
+            await link.stub.JoinGroup(order)
+    except TimeoutError:
+        raise GroupLost(f"{link.address} did not join in {timeout_s:g} s") from None
 
 
 async def _failures(joins: Sequence[asyncio.Task[None]]) -> dict[int, BaseException]:

@@ -34,6 +34,7 @@ from coordinator.lifecycle.group import (
     WakeAt,
 )
 from coordinator.lifecycle.node import Change
+from coordinator.nodes import awake
 from coordinator.nodes.link import NodeLink
 from ditmesh import telemetry
 from ditmesh.errors import InvalidMesh
@@ -210,10 +211,10 @@ class GroupManager:
         for attempt in itertools.count():
             try:
                 for model in models:
-                    request = pb.LoadModelRequest(model=model)
-                    await link.stub.LoadModel(request, timeout=_LOAD_TIMEOUT_S)
+                    async with awake.Timeout(_LOAD_TIMEOUT_S):
+                        await link.stub.LoadModel(pb.LoadModelRequest(model=model))
                 break
-            except grpc.aio.AioRpcError as error:
+            except (grpc.aio.AioRpcError, TimeoutError) as error:
                 problem = f"left out, it cannot load its models: {in_words(error)}"
                 log.error("node %s is %s", link.address, problem)
                 self._load_problems[link.address] = problem

@@ -5,11 +5,11 @@ they will not.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from coordinator.nodes import awake
 from coordinator.nodes.link import NodeLink
 
 # Long enough for the leader to send what it has finished, and for the member that died to show
@@ -43,8 +43,9 @@ async def together(
     """Do one step on each member.
 
     Ends early, with a moment for the others to end as well, once a step fails, a member is found
-    lost, or `limit_s` seconds are over. When the work is `led`, the first member's result is
-    enough, and whatever becomes of the others is found out by the next work.
+    lost, or `limit_s` seconds are over (time in which this process stood still hardly counts). When
+    the work is `led`, the first member's result is enough, and whatever becomes of the others is
+    found out by the next work.
     """
     joint = Joint[T]()
     tasks = [asyncio.create_task(step) for step in steps]
@@ -86,14 +87,17 @@ async def _until_decided(
     limit_s: float | None,
 ) -> list[int]:
     """Wait until all is done, or it is clear that it will not be; the ranks that took too long."""
-    end = None if limit_s is None else time.monotonic() + limit_s
-    while True:
-        pending = [task for task in tasks if not task.done()]
-        if not pending or (led and tasks[0].done()) or any(map(failed, tasks)):
-            return []
-        if any(loss.done() for loss in losses):
-            return []
-        left = None if end is None else end - time.monotonic()
-        if left is not None and left <= 0:
+
+    def decided() -> bool:
+        over = all(task.done() for task in tasks) or (led and tasks[0].done())
+        return over or any(map(failed, tasks)) or any(loss.done() for loss in losses)
+
+    try:
+        async with awake.Timeout(limit_s):
+            while not decided():
+                pending = [task for task in tasks if not task.done()]
+                await asyncio.wait((*pending, *losses), return_when=asyncio.FIRST_COMPLETED)
+    except TimeoutError:
+        if not decided():
             return [rank for rank, task in enumerate(tasks) if not task.done()]
-        await asyncio.wait((*pending, *losses), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+    return []

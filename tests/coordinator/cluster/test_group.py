@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -50,7 +51,9 @@ class Node(node_pb2_grpc.NodeServiceServicer):
         self.log: list[str] = []
         """What it was told to do."""
         self.joining = "well"
-        """Or "fails", or "hangs", before it comes to the rendezvous; or "breaks" there."""
+        """Or "fails", or "hangs", before it comes to the rendezvous; or "breaks" there; or the
+        coordinator "stands still" meanwhile, for longer than a join may take.
+        """
         self.loading = asyncio.Event()
         self.loading.set()
         self.damaged = False
@@ -81,6 +84,8 @@ class Node(node_pb2_grpc.NodeServiceServicer):
         self.log.append(f"join {request.epoch}")
         if self.joining == "hangs":
             await asyncio.sleep(60.0)
+        if self.joining == "stands still":
+            time.sleep(1.5 * TIMING.join_timeout)
         if self.joining == "fails":
             await abort(context, GroupLost("no such interface"))
         came = self.store.came.setdefault(request.epoch, set())
@@ -180,6 +185,19 @@ def test_a_node_that_always_fails_to_join_is_left_out(joining: str) -> None:
             s.forgive()
             await until(lambda: s.members() == [0, 1, 2])
             assert not s.left_out()
+
+    run(test())
+
+
+def test_a_coordinator_that_stood_still_blames_nobody_for_it() -> None:
+    """The node joined meanwhile: the first group forms."""
+
+    async def test() -> None:
+        async with site(1) as s:
+            s.nodes[0].joining = "stands still"
+            s.manager.start()
+            await until(lambda: s.members() == [0])
+            assert s.nodes[0].log == ["join 1"]
 
     run(test())
 
