@@ -67,10 +67,13 @@ class Executor:
         """The mesh's degrees for people, such as "ulysses=8"; empty for the local sampler."""
         return str(self.mesh).partition(" on ")[0] if self.mesh is not None else ""
 
-    async def prepare(self, job: Job, *, deadline_s: float | None = None) -> PreparedRun:
+    async def prepare(
+        self, job: Job, *, deadline_s: float | None = None, at_once: bool = False
+    ) -> PreparedRun:
         """Give every member the job, what it lacks of the inputs, and time to load the model.
 
-        Members do this beside a job that they run. Raises as `run`.
+        Members do this beside a job that they run. `at_once`: a single one does not wait for its
+        start. Raises as `run`.
         """
         # Members' spans are part of the whole run, and not of its preparation.
         context = telemetry.current_span().context
@@ -87,7 +90,8 @@ class Executor:
             prepared = PreparedRun([MemberRun(link) for link in self.members])
             try:
                 with telemetry.span("prepare"):
-                    steps = [run.prepare(order, share) for run in prepared.runs]
+                    at_once = at_once and len(self.members) == 1
+                    steps = [run.prepare(order, share, at_once=at_once) for run in prepared.runs]
                     await self._together(steps, limit_s=_PREPARE_S)
             except BaseException:
                 prepared.close()
@@ -115,7 +119,8 @@ class Executor:
         Raises GroupLost or ExecutorFailed when the work can go on elsewhere (every step that
         was finished has been reported by then), and other errors when it cannot.
         """
-        preparing = preparing or asyncio.create_task(self.prepare(job, deadline_s=deadline_s))
+        if preparing is None:
+            preparing = asyncio.create_task(self.prepare(job, deadline_s=deadline_s, at_once=True))
         try:
             if not await done_before(stop, preparing):
                 # Loading a model may take minutes; nobody has started.

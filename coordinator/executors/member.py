@@ -55,20 +55,22 @@ class MemberRun:
         self._call = link.runs.take()
         self._status = CallStatus(self._call)
 
-    async def prepare(self, order: node_pb2.RunJob, share: Share) -> None:
-        """Bring the job and what the member lacks; returns when it is ready to start."""
+    async def prepare(self, order: node_pb2.RunJob, share: Share, *, at_once: bool = False) -> None:
+        """Bring the job and what the member lacks; returns when it is ready to start.
+
+        `at_once`: or has started, which is for a member that is alone.
+        """
         offered = await share.offer(self.link, share.new_to(self.link))
+        first = node_pb2.RunRequest(job=order, offered=offered, at_once=at_once)
         try:
-            await self._give(order, share, offered)
+            await self._give(first, share)
         finally:
             share.neighbours.passed(self.link, None)
         share.given_to(self.link)
 
-    async def _give(
-        self, order: node_pb2.RunJob, share: Share, offered: node_pb2.SharedTensors | None
-    ) -> None:
-        passes_on = share.neighbours.passes_on(self.link)
-        await self._write(node_pb2.RunRequest(job=order, offered=offered, pass_on=passes_on))
+    async def _give(self, first: node_pb2.RunRequest, share: Share) -> None:
+        first.pass_on = share.neighbours.passes_on(self.link)
+        await self._write(first)
         answer = await self._read("needed", "ready")
         if answer.HasField("needed"):
             shared = await share.offer(self.link, answer.needed.tensors)

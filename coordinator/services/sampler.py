@@ -110,8 +110,10 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         hashes = [spec.sha256 for spec in record.admitted.specs if spec.sha256]
         self._store.pin(record.scope, hashes)
         record.unpin = lambda: self._store.unpin(record.scope, hashes)
+        needed = pb.SampleResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
         try:
-            yield pb.SampleResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
+            if receiver.needed:
+                yield needed
             with telemetry.span("receive", parent=record.span):
                 tensors = await self._receive(record, receiver, requests)
             with telemetry.span("check", parent=record.span):
@@ -123,6 +125,9 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         self._raise_end(record)
         record.job = job
         self._runner.submit(record)
+        if not receiver.needed:
+            # Only now: it is on its way to an executor while its client reads this.
+            yield needed
 
     async def _checked(self, record: JobRecord, tensors: tuple[WireTensor, ...]) -> Job:
         if knows_values(record.admitted, tensors):

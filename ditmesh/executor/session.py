@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 # A job that lined up is in its model by then: for a result to be sent beside its beginning made the
 # transformer rest a millisecond longer (`python -m bench busy`).
 _BEGIN_S = 0.003
+_READY = node_pb2.RunResponse(ready=node_pb2.RunReady())
 
 
 class RunSession:
@@ -96,16 +97,17 @@ class RunSession:
                     yield node_pb2.RunResponse(passed=passed_on.place(job.tensors, sent))
                 with _told_as_failure("a job cannot be prepared"):
                     task, take_model = self._prepare(job, order.mesh)
-                yield node_pb2.RunResponse(ready=node_pb2.RunReady())
-                with telemetry.span("wait"):
-                    started = _wait_for_start(requests, flag)
-            if not started:
-                return
+                if not first.at_once:
+                    yield _READY
+                    with telemetry.span("wait"):
+                        started = _wait_for_start(requests, flag)
+                    if not started:
+                        return
             if not context.add_callback(lambda: flag.set(node_pb2.STOP_REASON_PREEMPTED)):
                 # It ended meanwhile: nobody waits for this run.
                 return
             try:
-                yield from self._run(task, take_model, order, flag, requests)
+                yield from self._run(task, take_model, first, flag, requests)
             finally:
                 # Whatever ends this stream ends the run, which must not go on unseen.
                 flag.set(node_pb2.STOP_REASON_PREEMPTED)
@@ -159,10 +161,11 @@ class RunSession:
         self,
         task: Task,
         take_model: Callable[[], None],
-        order: node_pb2.RunJob,
+        first: node_pb2.RunRequest,
         flag: StopFlag,
         requests: Iterator[node_pb2.RunRequest],
     ) -> Iterator[node_pb2.RunResponse]:
+        order = first.job
         leads = self._engine.leads(order.mesh)
         reports = StepReports(order.job, task, self._state_every_s)
         every_s = self._step_every_s if leads else None
@@ -181,7 +184,10 @@ class RunSession:
             here.run, self._work, task, take_model, order, flag, publish
         )
         future.add_done_callback(outbox.end)
-        # Only now, because the torch thread waits for nothing else.
+        # What follows waits, because the torch thread waits for nothing else.
+        time.sleep(_BEGIN_S)
+        if first.at_once:
+            yield _READY
         threading.Thread(target=_listen, args=(requests, flag, span), daemon=True).start()
         while isinstance(item := outbox.get(), StepDone):
             span.event("step", step=item.state.step, sigma=item.sigma, seconds=item.seconds)

@@ -113,7 +113,7 @@ class LoadModelResponse(_message.Message):
     def __init__(self, seconds: _Optional[float] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("job", "chunk", "start", "stop", "shared", "offered", "pass_on")
+    __slots__ = ("job", "chunk", "start", "stop", "shared", "offered", "pass_on", "at_once")
     JOB_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +121,7 @@ class RunRequest(_message.Message):
     SHARED_FIELD_NUMBER: _ClassVar[int]
     OFFERED_FIELD_NUMBER: _ClassVar[int]
     PASS_ON_FIELD_NUMBER: _ClassVar[int]
+    AT_ONCE_FIELD_NUMBER: _ClassVar[int]
     job: RunJob
     chunk: _tensor_pb2.TensorChunk
     start: StartRun
@@ -128,7 +129,8 @@ class RunRequest(_message.Message):
     shared: SharedTensors
     offered: SharedTensors
     pass_on: bool
-    def __init__(self, job: _Optional[_Union[RunJob, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., stop: _Optional[_Union[StopRun, _Mapping]] = ..., shared: _Optional[_Union[SharedTensors, _Mapping]] = ..., offered: _Optional[_Union[SharedTensors, _Mapping]] = ..., pass_on: bool = ...) -> None: ...
+    at_once: bool
+    def __init__(self, job: _Optional[_Union[RunJob, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., stop: _Optional[_Union[StopRun, _Mapping]] = ..., shared: _Optional[_Union[SharedTensors, _Mapping]] = ..., offered: _Optional[_Union[SharedTensors, _Mapping]] = ..., pass_on: bool = ..., at_once: bool = ...) -> None: ...
 
 class SharedTensors(_message.Message):
     __slots__ = ("pid", "fd", "token", "tensors")

@@ -100,12 +100,12 @@ class Stream:
         """Close this side."""
         self._queue.put(None)
 
-    def prepare(self, job: Job, deadline_s: float | None = None) -> None:
+    def prepare(self, job: Job, deadline_s: float | None = None, *, at_once: bool = False) -> None:
         """Send a job and all that is asked for, until it is ready."""
         order = pb.RunJob(job=job.spec)
         if deadline_s is not None:
             order.deadline_seconds = deadline_s
-        self.send(job=order)
+        self.send(job=order, at_once=at_once)
         self.ran.asked = list(next(self.call).needed.tensors)
         for chunk in chunks(job.tensors, self.ran.asked):
             self.send(chunk=chunk)

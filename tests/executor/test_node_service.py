@@ -39,6 +39,17 @@ def test_a_state_through_the_wire_continues_to_the_same_bits(node: Node, sampler
         assert torch.equal(continued.latent, whole.latent)
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_a_job_may_begin_without_its_start(node: Node, told: bool) -> None:
+    """If it says so; a start that comes later changes nothing."""
+    stream = Stream(node.stub)
+    stream.prepare(golden_job(), at_once=True)
+    if told:
+        stream.send(start=pb.StartRun())
+    latent = stream.follow().latent
+    torch.testing.assert_close(latent, node.run(golden_job()).latent, rtol=0, atol=0)
+
+
 def test_the_final_state_is_returned_when_asked_for(node: Node) -> None:
     """Stopped after a step, it continues to the same bits; its indices count in the result."""
     name = "flux_ipndm_simple_n8_cfg1_d1_b1_16x16"

@@ -51,6 +51,9 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         """What it has from earlier jobs."""
         self.told_to_pass_on: list[bool] = []
         """With each job."""
+        self.told_at_once: list[bool] = []
+        """With each job, whether it need not wait for its start. It waits all the same, as older
+        nodes do."""
         self.offered: list[list[int]] = []
         """The tensors that each job said where to read."""
         self.asked: list[list[int]] = []
@@ -69,6 +72,7 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         first = await anext(requests)
         self.orders.append((self.streams, first.job))
         self.told_to_pass_on.append(first.pass_on)
+        self.told_at_once.append(first.at_once)
         specs = read_specs(first.job.job.tensors, field="t", max_bytes=1 << 30)
         receiver = Receiver(specs, field="t", store=self.store)
         self.offered.append([place.tensor for place in first.offered.tensors])

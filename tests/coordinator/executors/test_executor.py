@@ -16,6 +16,7 @@ from coordinator.executors.stopping import StopRequest
 from coordinator.lifecycle.patience import Patience
 from ditmesh import errors, telemetry
 from ditmesh.errors import DitmeshError
+from ditmesh.jobs import Job
 from ditmesh.v1 import node_pb2 as pb
 from tests.coordinator.executors.members import (
     Act,
@@ -26,7 +27,7 @@ from tests.coordinator.executors.members import (
     hanging,
     work,
 )
-from tests.coordinator.fakes import PATIENCE_S, run, until
+from tests.coordinator.fakes import PATIENCE_S, make_job, run, until
 
 
 def test_members_get_each_byte_once_and_the_leader_answers() -> None:
@@ -43,6 +44,32 @@ def test_members_get_each_byte_once_and_the_leader_answers() -> None:
             assert [node.came for node in nodes] == [[nbytes], [nbytes]]
             # The leader's answer does not wait for the other.
             await until(lambda: [node.started for node in nodes] == [1, 1])
+
+    run(test())
+
+
+@pytest.mark.parametrize(("name", "size"), [("local", 1), ("group", 1), ("group", 2)])
+def test_a_member_that_is_alone_need_not_wait_for_its_start(name: str, size: int) -> None:
+    """No other could be late for a collective. An older one that waits gets its start."""
+
+    async def test() -> None:
+        async with executor(name, size) as (made, nodes):
+            end = await work(made)
+            assert end.result is not None
+            assert [node.told_at_once for node in nodes] == [[size == 1]] * size
+
+    run(test())
+
+
+def test_a_job_brought_ahead_waits_for_its_start() -> None:
+    """Another job runs: this one's turn is not yet."""
+
+    async def test() -> None:
+        async with executor("local") as (made, nodes):
+            spec, tensors = make_job(tensors=[])
+            prepared = await made.prepare(Job(spec, tuple(tensors)))
+            assert nodes[0].told_at_once == [False]
+            prepared.close()
 
     run(test())
 
