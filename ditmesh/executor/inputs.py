@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from ditmesh import sampling
 from ditmesh.errors import InvalidRequest
-from ditmesh.executor.loop import SpanMaker, Tap, Task, to_device
-from ditmesh.models.family import Conditioning, Family
+from ditmesh.executor.loop import SpanMaker, Tap, Task
+from ditmesh.models.family import Conditioning, Family, Inputs, LatentLayout
 from ditmesh.models.info import ModelInfo
 from ditmesh.models.model import Model
 from ditmesh.models.registry import family
-from ditmesh.sampling import Denoiser, GuidedDenoiser, InpaintDenoiser, State
+from ditmesh.sampling import Denoiser, GuidedDenoiser, InpaintDenoiser, NoiseSource, Plan, State
 from ditmesh.tensors import WireTensor
 from ditmesh.torch_tensors import as_torch
 from ditmesh.v1 import job_pb2 as pb
@@ -30,23 +31,23 @@ class LateModel:
         self.device = device
         self._model: Model | None = None
         self._given: Sequence[Conditioning] = ()
-        self._placed: Sequence[Conditioning] = ()
+        self._inputs: Sequence[Inputs] = ()
 
     def bind(self, model: Model, span: SpanMaker) -> None:
         """It is this job's turn: `model` has the weights. `span` makes the span "transformer"."""
         self._model = model
         self._span = span
 
-    def evaluate(
-        self, x_BCHW: Tensor, sigma: Tensor, branches: Sequence[Conditioning]
+    def denoised(
+        self, layout: LatentLayout, x: Tensor, sigma: Tensor, branches: Sequence[Conditioning]
     ) -> list[Tensor]:
-        """See `Model.evaluate`. Branches are cast to the model's dtype once, not in each step."""
+        """See `Model.denoised`. Branches are made ready once, not in each step."""
         assert self._model is not None
         if branches is not self._given:
             self._given = branches
-            self._placed = [branch.to(self._model.device, self._model.dtype) for branch in branches]
+            self._inputs = self._model.inputs(layout, branches)
         with self._span("transformer"):
-            return self._model.evaluate(x_BCHW, sigma, self._placed)
+            return self._model.denoised(x, sigma, self._inputs)
 
 
 def build_task(spec: pb.JobSpec, tensors: Sequence[WireTensor], model: LateModel) -> Task:
@@ -68,12 +69,15 @@ def build_task(spec: pb.JobSpec, tensors: Sequence[WireTensor], model: LateModel
             field="job.schedule",
         ) from error
     latent = _latent(spec, reader, model)
+    layout = model.family.layout(latent.shape)
     noise = _noise(spec, reader, latent)
     begin = sampling.begin(plan, noise, latent)
+    fresh = _fresh_noise(plan, begin, layout)
+    begin = begin.map(layout.arrange)
     start = begin
     if spec.HasField("state") and spec.state.sampler_revision == plan.revision:
-        start = to_device(_state(spec.state, reader), model.device)
-    denoise = _denoiser(spec, reader, model, latent, noise)
+        start = _state(spec.state, reader).map(layout.arrange)
+    denoise = _denoiser(spec, reader, model, layout, latent, noise)
     end = spec.stop_after_step if spec.HasField("stop_after_step") else plan.steps
     return Task(
         plan,
@@ -81,6 +85,8 @@ def build_task(spec: pb.JobSpec, tensors: Sequence[WireTensor], model: LateModel
         start,
         min(end, plan.steps),
         Tap(denoise, remember=spec.HasField("preview")),
+        fresh,
+        layout,
         model.info.latent_format,
     )
 
@@ -146,6 +152,16 @@ def _noise(spec: pb.JobSpec, reader: TensorReader, latent: Tensor) -> Tensor:
     )
 
 
+def _fresh_noise(plan: Plan, begin: State, layout: LatentLayout) -> NoiseSource:
+    """The noise that the sampler draws: as for the latent's own shape, then arranged."""
+    source = sampling.noise_source(plan, begin)
+
+    def arranged(draw: int, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        return layout.arrange(source(draw, sigma, sigma_next))
+
+    return arranged
+
+
 def _state(message: pb.JobState, reader: TensorReader) -> State:
     history: Mapping[str, Tensor] = {name: reader[i] for name, i in message.history.items()}
     return State(
@@ -158,16 +174,30 @@ def _state(message: pb.JobState, reader: TensorReader) -> State:
 
 
 def _denoiser(
-    spec: pb.JobSpec, reader: TensorReader, model: LateModel, latent: Tensor, noise: Tensor
+    spec: pb.JobSpec,
+    reader: TensorReader,
+    model: LateModel,
+    layout: LatentLayout,
+    latent: Tensor,
+    noise: Tensor,
 ) -> Denoiser:
     positive = conditioning(spec.positive, reader)
     negative = conditioning(spec.negative, reader) if spec.negative.HasField("text") else None
     guided = GuidedDenoiser(
-        model.evaluate, positive, negative, spec.cfg if spec.HasField("cfg") else 1.0
+        partial(model.denoised, layout),
+        positive,
+        negative,
+        spec.cfg if spec.HasField("cfg") else 1.0,
     )
     if not spec.HasField("noise_mask"):
         return guided
     process = model.family.process(spec.shift if spec.HasField("shift") else None)
     mask = sampling.prepare_mask(reader[spec.noise_mask].float(), tuple(latent.shape))
     kept = sampling.inpaint_noise(spec.sampler, noise, spec.seed)
-    return InpaintDenoiser(guided, process, mask=mask, noise=kept, latent_image=latent)
+    return InpaintDenoiser(
+        guided,
+        process,
+        mask=layout.arrange(mask),
+        noise=layout.arrange(kept),
+        latent_image=layout.arrange(latent),
+    )

@@ -10,6 +10,7 @@ from typing import TypeVar
 from ditmesh.chunk_messages import chunk_messages
 from ditmesh.errors import UnknownJob
 from ditmesh.executor.loop import StepDone
+from ditmesh.models.family import LatentLayout
 from ditmesh.sampling import State
 from ditmesh.tensors import WireTensor
 from ditmesh.torch_tensors import from_torch
@@ -44,8 +45,10 @@ class StateKeeper:
             return self._newest[job_id]
 
 
-def encode_state(state: State) -> tuple[job_pb2.JobState, tuple[WireTensor, ...]]:
-    """The state as a message and its tensors: the latent, then the history by name."""
+def encode_state(
+    state: State, layout: LatentLayout
+) -> tuple[job_pb2.JobState, tuple[WireTensor, ...]]:
+    """A state so arranged as a message and its tensors: the latent, then the history by name."""
     names = sorted(state.history)
     message = job_pb2.JobState(
         step=state.step,
@@ -55,7 +58,7 @@ def encode_state(state: State) -> tuple[job_pb2.JobState, tuple[WireTensor, ...]
         history={name: i + 1 for i, name in enumerate(names)},
     )
     tensors = (state.latent, *(state.history[name] for name in names))
-    return message, tuple(from_torch(t) for t in tensors)
+    return message, tuple(from_torch(layout.restore(t)) for t in tensors)
 
 
 def progress_message(done: StepDone) -> node_pb2.StateUpdate:
@@ -65,7 +68,7 @@ def progress_message(done: StepDone) -> node_pb2.StateUpdate:
 
 def state_messages(done: StepDone, kind: type[M]) -> tuple[node_pb2.StateUpdate, Iterator[M]]:
     """The announcement of a state, and the chunks that follow it as messages of a stream."""
-    message, tensors = encode_state(done.state)
+    message, tensors = encode_state(done.state, done.layout)
     update = node_pb2.StateUpdate(
         tensors=[t.spec.to_proto() for t in tensors], state=message, sigma=done.sigma
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from torch import Tensor
 from ditmesh import sampling
 from ditmesh.errors import BadResult
 from ditmesh.executor.control import GO_ON, Control, StopReason, all_finite
+from ditmesh.models.family import LatentLayout
 from ditmesh.models.latents import LatentFormat
-from ditmesh.sampling import Denoiser, Plan, State
+from ditmesh.sampling import Denoiser, NoiseSource, Plan, State
 
 _FEW = 1024
 
@@ -26,7 +27,8 @@ class Task:
     """A job made ready for this process: tensors on the device, coefficients computed.
 
     `start` is the state to go on from and `begin` the one the whole job began with.
-    `end_step` is where to stop.
+    `end_step` is where to stop. All latents, the noise and what `denoise` takes and gives are
+    arranged as `layout` has them: so they stay until they leave this process.
     """
 
     plan: Plan
@@ -34,6 +36,8 @@ class Task:
     start: State
     end_step: int
     denoise: Tap
+    noise: NoiseSource
+    layout: LatentLayout
     latent_format: LatentFormat
 
 
@@ -58,21 +62,23 @@ class Tap:
 
 @dataclass(frozen=True)
 class StepDone:
-    """What is published after a step. Tensors are never written to again."""
+    """What is published after a step, arranged. Tensors are never written to again."""
 
     state: State
     sigma: float
     seconds: float
     denoised: Tensor | None
+    layout: LatentLayout
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `stopped` is GO_ON when it reached its end step."""
+    """How a run ended, arranged: `stopped` is GO_ON when it reached its end step."""
 
     state: State
     latent: Tensor
     stopped: StopReason
+    layout: LatentLayout
 
 
 def no_span(name: str) -> AbstractContextManager[None]:
@@ -94,7 +100,6 @@ def run(
     with, and whatever the model and the control raise.
     """
     plan, state = task.plan, task.start
-    noise = sampling.noise_source(plan, state)
     while True:
         with span("agree"):
             stopped = control.agree(state)
@@ -102,13 +107,15 @@ def run(
             break
         started = time.monotonic()
         with span("step"):
-            state = sampling.step(plan, state, task.denoise, noise)
+            state = sampling.step(plan, state, task.denoise, task.noise)
         sigma = float(plan.sigmas[state.step])
-        publish(StepDone(state, sigma, time.monotonic() - started, task.denoise.denoised))
-    if stopped != GO_ON or state.step < plan.steps:
-        return Outcome(state, state.latent, stopped)
-    with span("finish"):
-        return Outcome(state, _checked_result(task, state), stopped)
+        seconds = time.monotonic() - started
+        publish(StepDone(state, sigma, seconds, task.denoise.denoised, task.layout))
+    latent = state.latent
+    if stopped == GO_ON and state.step == plan.steps:
+        with span("finish"):
+            latent = _checked_result(task, state)
+    return Outcome(state, latent, stopped, task.layout)
 
 
 def _checked_result(task: Task, state: State) -> Tensor:
@@ -126,12 +133,3 @@ def _equal(latent: Tensor, other: Tensor) -> bool:
     """As `torch.equal`; a look at a few values spares one at all of memory long unused."""
     few = latent.flatten()[:_FEW], other.flatten()[:_FEW]
     return torch.equal(*few) and torch.equal(latent, other)
-
-
-def to_device(state: State, device: torch.device) -> State:
-    """The state with its latent and history on `device`."""
-    return replace(
-        state,
-        latent=state.latent.to(device),
-        history={name: tensor.to(device) for name, tensor in state.history.items()},
-    )

@@ -130,7 +130,9 @@ class StepReports:
 
     def _add_preview(self, update: node_pb2.StateUpdate, done: StepDone) -> None:
         if self.has_preview(done) and done.denoised is not None:
-            update.preview.CopyFrom(preview(done.denoised, self._latent_format))
+            update.preview.CopyFrom(
+                preview(done.layout.restore(done.denoised), self._latent_format)
+            )
 
 
 def preview(denoised: Tensor, latent_format: LatentFormat) -> tensor_pb2.InlineTensor:
@@ -146,10 +148,10 @@ def preview(denoised: Tensor, latent_format: LatentFormat) -> tensor_pb2.InlineT
 
 def result_messages(outcome: Outcome, spec: job_pb2.JobSpec) -> Iterator[node_pb2.RunResponse]:
     """The result's announcement and its chunks."""
-    tensors: tuple[WireTensor, ...] = (from_torch(outcome.latent),)
+    tensors: tuple[WireTensor, ...] = (from_torch(outcome.layout.restore(outcome.latent)),)
     result = sampler_pb2.SampleResult(latent=0)
     if spec.return_state:
-        message, extra = encode_state(outcome.state)
+        message, extra = encode_state(outcome.state, outcome.layout)
         message.latent += 1
         # A copy: a protobuf map must not be written to while it is walked.
         for name in list(message.history):

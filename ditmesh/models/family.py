@@ -1,7 +1,8 @@
 """What a model family must bring: from latent, sigma and conditioning to a denoised latent.
 
 Samplers see `(x, sigma) -> denoised` only; tokens, timesteps and what the network predicts are
-known here and nowhere else.
+known here and nowhere else. They work value by value, so a job's latents lie as the network takes
+them from its first step to its last, in the family's layout.
 
 Shapes: B batch, C channels, H and W latent rows and columns, T text tokens, D text width,
 P pooled width.
@@ -9,11 +10,10 @@ P pooled width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from ditmesh.models.latents import LatentFormat
@@ -34,16 +34,26 @@ class Conditioning:
     guidance: Tensor | float | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Conditioning:
-        """The same conditioning on a device, its embeddings in `dtype`: once before many steps."""
-        guidance = self.guidance
-        return replace(
-            self,
-            text=self.text.to(device, dtype),
-            pooled=None if self.pooled is None else self.pooled.to(device, dtype),
-            guidance=guidance.to(device) if isinstance(guidance, Tensor) else guidance,
-            extra={name: tensor.to(device) for name, tensor in self.extra.items()},
-        )
+
+Inputs = Mapping[str, Tensor | None]
+"""What a transformer is given beside latent and sigma, by argument: the same in all steps."""
+
+
+class LatentLayout(Protocol):
+    """How the values of latents of one shape lie in memory between the steps of a job."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The latents' own shape, [B,C,H,W]."""
+        ...
+
+    def arrange(self, x_BCHW: Tensor) -> Tensor:
+        """The latent as the family's transformer takes it, batch first."""
+        ...
+
+    def restore(self, arranged: Tensor) -> Tensor:
+        """What `arrange` was given, [B,C,H,W]."""
+        ...
 
 
 class Family(Protocol):
@@ -68,10 +78,16 @@ class Family(Protocol):
         """
         ...
 
-    def forward(
-        self, transformer: nn.Module, x_BCHW: Tensor, sigma_B: Tensor, cond: Conditioning
-    ) -> Tensor:
-        """The network's own output for a noisy model-space latent, [B,C,H,W] in its dtype.
+    def layout(self, shape: Sequence[int]) -> LatentLayout:
+        """The layout of latents of a shape.
+
+        Raises:
+            InvalidTensor: the family has no latents of that shape.
+        """
+        ...
+
+    def inputs(self, transformer: nn.Module, layout: LatentLayout, cond: Conditioning) -> Inputs:
+        """A conditioning on the transformer's device, in its dtype: once before many steps.
 
         Raises:
             InvalidTensor: a shape does not fit the model or the other inputs.
@@ -79,6 +95,15 @@ class Family(Protocol):
         """
         ...
 
-    def denoised(self, x_BCHW: Tensor, sigma_B: Tensor, output_BCHW: Tensor) -> Tensor:
-        """The clean latent that the output stands for, fp32."""
+    def forward(
+        self, transformer: nn.Module, arranged: Tensor, sigma_B: Tensor, inputs: Inputs
+    ) -> Tensor:
+        """The network's own output for a noisy model-space latent, in the same layout.
+
+        Both are in the transformer's dtype, sigma in fp32; all on its device.
+        """
+        ...
+
+    def denoised(self, arranged: Tensor, sigma_B: Tensor, output: Tensor) -> Tensor:
+        """The clean latent that the output stands for, fp32; all three in one layout."""
         ...

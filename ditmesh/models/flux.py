@@ -6,6 +6,8 @@ tokens, D text width, P pooled width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from ditmesh.errors import InvalidRequest, InvalidTensor
 from ditmesh.models import latents
-from ditmesh.models.family import Conditioning
+from ditmesh.models.family import Conditioning, Inputs, LatentLayout
 from ditmesh.models.flux_checkpoint import PATCH_SIZE
 from ditmesh.models.flux_transformer import FluxTransformer
 from ditmesh.sampling import Flow, NoiseProcess
@@ -26,6 +28,22 @@ _SIZES_KEPT = 16
 """Sizes whose positions are remembered: they are the same in every step."""
 POSITION_AXES = 3
 """A token's position is (0, row, column); text tokens are all at the origin."""
+
+
+@dataclass(frozen=True)
+class PatchLayout:
+    """Latents as tokens [B,N,4C]."""
+
+    shape: tuple[int, int, int, int]
+
+    def arrange(self, x_BCHW: Tensor) -> Tensor:
+        """See `LatentLayout.arrange`."""
+        return pack(x_BCHW)
+
+    def restore(self, arranged: Tensor) -> Tensor:
+        """See `LatentLayout.restore`."""
+        _, channels, height, width = self.shape
+        return unpack(arranged, channels, height, width)
 
 
 class Flux:
@@ -48,37 +66,51 @@ class Flux:
             return Flow.discrete(1.0, multiplier=1.0)
         return Flow.flux(self.default_shift if shift is None else shift)
 
-    def forward(
-        self, transformer: nn.Module, x_BCHW: Tensor, sigma_B: Tensor, cond: Conditioning
-    ) -> Tensor:
-        """Velocity [B,C,H,W] in the transformer's dtype. See `Family.forward`."""
+    def layout(self, shape: Sequence[int]) -> PatchLayout:
+        """Patches as tokens. See `Family.layout`."""
+        if len(shape) != 4:
+            raise InvalidTensor(f"x is {list(shape)}, not [B,C,H,W]", field="x")
+        batch, channels, height, width = shape
+        if height % PATCH_SIZE or width % PATCH_SIZE or not height or not width:
+            raise InvalidTensor(
+                f"x is {height}x{width}; rows and columns must be multiples of {PATCH_SIZE}",
+                field="x",
+            )
+        return PatchLayout((batch, channels, height, width))
+
+    def inputs(self, transformer: nn.Module, layout: LatentLayout, cond: Conditioning) -> Inputs:
+        """Embeddings, positions and guidance. See `Family.inputs`."""
         module = cast(FluxTransformer, transformer)
-        batch, channels, height, width = _latent_shape(module, x_BCHW)
-        dtype, device = module.x_embedder.weight.dtype, module.x_embedder.weight.device
+        batch, channels, height, width = layout.shape
+        wanted = module.x_embedder.in_features // PATCH_SIZE**2
+        if channels != wanted:
+            raise InvalidTensor(f"x has {channels} channels; the model takes {wanted}", field="x")
         if cond.extra:
             names = ", ".join(sorted(cond.extra))
             raise InvalidRequest(f"Flux takes no extra tensors, got {names}", field="extra")
-        text_BTD = _expand("text", cond.text, batch, 3).to(device, dtype)
-        ids = {
+        dtype, device = module.x_embedder.weight.dtype, module.x_embedder.weight.device
+        text_BTD = _expand("text", cond.text.to(device, dtype), batch, 3)
+        return {
+            "encoder_hidden_states": text_BTD,
+            "pooled_projections": _pooled(module, cond, batch, device, dtype),
+            "guidance": _guidance(module, cond, batch, device),
             "img_ids": image_positions(height, width, device),
             "txt_ids": _text_positions(text_BTD.shape[1], device),
         }
-        (output_BNK,) = module(
-            hidden_states=pack(x_BCHW.to(device, dtype)),
-            encoder_hidden_states=text_BTD,
-            pooled_projections=_pooled(module, cond, batch).to(device, dtype),
-            timestep=sigma_B.to(device, torch.float32),
-            guidance=_guidance(module, cond, batch, device),
-            **ids,
-        )
-        return unpack(output_BNK, channels, height, width)
 
-    def denoised(self, x_BCHW: Tensor, sigma_B: Tensor, output_BCHW: Tensor) -> Tensor:
+    def forward(
+        self, transformer: nn.Module, arranged: Tensor, sigma_B: Tensor, inputs: Inputs
+    ) -> Tensor:
+        """Velocity [B,N,4C]. See `Family.forward`."""
+        output: Tensor
+        (output,) = transformer(hidden_states=arranged, timestep=sigma_B, **inputs)
+        return output
+
+    def denoised(self, arranged: Tensor, sigma_B: Tensor, output: Tensor) -> Tensor:
         """`x - sigma * velocity` in fp32."""
-        sigma_B111 = sigma_B.to(torch.float32).reshape(-1, 1, 1, 1)
-        return torch.addcmul(
-            x_BCHW.to(torch.float32), sigma_B111, output_BCHW.to(torch.float32), value=-1
-        )
+        sigma_B11 = sigma_B.reshape(-1, 1, 1)
+        x, velocity = arranged.to(torch.float32), output.to(torch.float32)
+        return torch.addcmul(x, sigma_B11, velocity, value=-1)
 
 
 def pack(x_BCHW: Tensor) -> Tensor:
@@ -126,20 +158,6 @@ def _text_positions(tokens: int, device: torch.device | str) -> Tensor:
     return torch.zeros(tokens, POSITION_AXES, device=device)
 
 
-def _latent_shape(module: FluxTransformer, x_BCHW: Tensor) -> tuple[int, int, int, int]:
-    if x_BCHW.dim() != 4:
-        raise InvalidTensor(f"x is {list(x_BCHW.shape)}, not [B,C,H,W]", field="x")
-    batch, channels, height, width = x_BCHW.shape
-    wanted = module.x_embedder.in_features // PATCH_SIZE**2
-    if channels != wanted:
-        raise InvalidTensor(f"x has {channels} channels; the model takes {wanted}", field="x")
-    if height % PATCH_SIZE or width % PATCH_SIZE or not height or not width:
-        raise InvalidTensor(
-            f"x is {height}x{width}; rows and columns must be multiples of {PATCH_SIZE}", field="x"
-        )
-    return batch, channels, height, width
-
-
 def _expand(field: str, tensor: Tensor, batch: int, dimensions: int) -> Tensor:
     if tensor.dim() != dimensions or tensor.shape[0] not in (1, batch):
         raise InvalidTensor(
@@ -150,11 +168,17 @@ def _expand(field: str, tensor: Tensor, batch: int, dimensions: int) -> Tensor:
     return tensor.expand(batch, *tensor.shape[1:])
 
 
-def _pooled(module: FluxTransformer, cond: Conditioning, batch: int) -> Tensor:
+def _pooled(
+    module: FluxTransformer,
+    cond: Conditioning,
+    batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
     if cond.pooled is None:
         width = module.time_text_embed.text_embedder.linear_1.in_features
-        return torch.zeros(batch, width)
-    return _expand("pooled", cond.pooled, batch, 2)
+        return torch.zeros(batch, width, device=device, dtype=dtype)
+    return _expand("pooled", cond.pooled.to(device, dtype), batch, 2)
 
 
 def _guidance(

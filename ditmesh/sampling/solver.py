@@ -9,7 +9,7 @@ stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
@@ -81,6 +81,11 @@ class State:
     history: Mapping[str, Tensor] = field(default_factory=dict)
     noise_draws: int = 0
     revision: int = 1
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> State:
+        """The same state, each of its tensors as `change` makes it."""
+        history = {name: change(tensor) for name, tensor in self.history.items()}
+        return replace(self, latent=change(self.latent), history=history)
 
     def advance(
         self, latent: Tensor, history: Mapping[str, Tensor] | None = None, *, draws: int = 0

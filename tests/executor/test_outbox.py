@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 
 from ditmesh.executor.loop import Outcome, StepDone
 from ditmesh.executor.reporting import Outbox
+from ditmesh.models.registry import family
 from ditmesh.sampling import State
 from tests.executor.node import until
 
-LATENT = torch.zeros(1, 1, 2, 2)
+LATENT = torch.zeros(1, 1, 4)
+LAYOUT = family("flux").layout((1, 1, 2, 2))
 
 
 def done(step: int) -> StepDone:
-    return StepDone(State(step, LATENT), 0.5, 0.1, None)
+    return StepDone(State(step, LATENT), 0.5, 0.1, None, LAYOUT)
 
 
 def rest(outbox: Outbox) -> list[int]:

@@ -169,14 +169,41 @@ def test_pack_and_unpack(rows: int, columns: int, channels: int) -> None:
         assert torch.equal(token, patch.reshape(-1))
 
 
-def test_conditioning_moves_as_a_whole() -> None:
-    """`to` casts embeddings and leaves guidance a number that no dtype has rounded."""
-    moved = conditioning(5, guidance=torch.tensor([3.3])).to("cpu", torch.bfloat16)
-    assert moved.text.dtype == torch.bfloat16
-    assert moved.pooled is not None
-    assert moved.pooled.dtype == torch.bfloat16
-    assert isinstance(moved.guidance, torch.Tensor)
-    assert moved.guidance.dtype == torch.float32
+def test_inputs_are_cast_once() -> None:
+    """Embeddings come in the transformer's dtype, guidance is a number that no dtype has rounded,
+    and a batch of one serves all images.
+    """
+    model = LocalModel.load(inspect(SINGLE_FILE), device="cpu", dtype=torch.bfloat16)
+    cond = conditioning(5, guidance=torch.tensor([3.3]))
+    (inputs,) = model.inputs(model.family.layout((2, 16, 4, 6)), [cond])
+    text, pooled = inputs["encoder_hidden_states"], inputs["pooled_projections"]
+    assert text is not None
+    assert pooled is not None
+    assert (text.shape, text.dtype) == ((2, 5, 64), torch.bfloat16)
+    assert (pooled.shape, pooled.dtype) == ((2, 32), torch.bfloat16)
+    guidance = inputs["guidance"]
+    assert guidance is not None
+    assert torch.equal(guidance, torch.tensor([3.3, 3.3]))
+
+
+def test_steps_in_the_layout_give_the_bits_of_a_latent(tiny: LocalModel) -> None:
+    """What a loop keeps arranged from step to step is what `evaluate` makes of the latent itself,
+    to the bit, branch for branch.
+    """
+    x = torch.randn(2, 16, 6, 10, generator=torch.Generator().manual_seed(0))
+    branches = [conditioning(5), conditioning(9)]
+    layout = tiny.family.layout(x.shape)
+    inputs = tiny.inputs(layout, branches)
+    arranged, latent = layout.arrange(x), x
+    for sigma in (0.9, 0.4):
+        pairs = zip(
+            tiny.denoised(arranged, sigma, inputs),
+            tiny.evaluate(latent, sigma, branches),
+            strict=True,
+        )
+        for inside, outside in pairs:
+            assert torch.equal(layout.restore(inside), outside)
+            arranged, latent = arranged.lerp(inside, 0.3), latent.lerp(outside, 0.3)
 
 
 def test_without_a_shift_the_schedule_is_schnells() -> None:

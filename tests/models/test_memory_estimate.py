@@ -58,8 +58,12 @@ def test_the_estimate_covers_what_torch_allocates(dtype: torch.dtype) -> None:
     )
     module = module.eval() if dtype == torch.float32 else module.eval().bfloat16()
     cond = Conditioning(torch.randn(1, 128, 64), torch.randn(1, 32))
+    flux = Flux()
+    layout = flux.layout((1, 16, 48, 48))
     with torch.profiler.profile(profile_memory=True) as profiler:
-        Flux().forward(module, torch.randn(1, 16, 48, 48), torch.tensor([0.5]), cond)
+        inputs = flux.inputs(module, layout, cond)
+        arranged = layout.arrange(torch.randn(layout.shape, dtype=dtype))
+        flux.forward(module, arranged, torch.tensor([0.5]), inputs)
     held = peak = 0
     for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":

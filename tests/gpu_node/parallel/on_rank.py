@@ -22,7 +22,7 @@ from ditmesh.mesh import MeshSpec
 from ditmesh.models.info import inspect
 from ditmesh.models.latents import FLUX
 from ditmesh.models.registry import family
-from ditmesh.sampling import State, make_plan
+from ditmesh.sampling import State, make_plan, noise_source
 from gpu_node.mesh_control import MeshControl
 from gpu_node.parallel import runtime, sockets
 from gpu_node.parallel.model import MeshModel, load_transformer
@@ -252,17 +252,21 @@ def miscompute(rank: Rank, mesh: MeshSpec, case: Case, culprit: int) -> tuple[li
     """
     x_BCHW, branches = case.inputs()
     loaded, group = model(rank, mesh), rank.kept.group
+    layout = loaded.family.layout(x_BCHW.shape)
+    inputs = loaded.inputs(layout, branches[:1])
     passes: list[float] = []
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        (denoised,) = loaded.evaluate(x, sigma, branches[:1])
+        (denoised,) = loaded.denoised(x, sigma, inputs)
         passes.append(float(sigma))
         return denoised + 1e-4 if group.rank == culprit and len(passes) == 2 else denoised
 
     process = family("flux").process(None)
     plan = make_plan("euler", torch.linspace(1.0, 0.0, 5), process, seed=0)
-    begin = State(0, x_BCHW)
-    task = Task(plan, begin, begin, plan.steps, Tap(denoise, remember=False), FLUX)
+    begin = State(0, layout.arrange(x_BCHW))
+    noise = noise_source(plan, begin)
+    tap = Tap(denoise, remember=False)
+    task = Task(plan, begin, begin, plan.steps, tap, noise, layout, FLUX)
     told: list[int] = []
     try:
         run(

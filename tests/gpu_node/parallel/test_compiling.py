@@ -73,8 +73,11 @@ def _forward(transformer: Any, size: tuple[int, int, int, int]) -> Tensor:
         torch.randn(batch, text, 24, generator=generator),
         torch.randn(batch, 12, generator=generator),
     )
+    flux = family("flux")
+    layout = flux.layout(x.shape)
+    inputs = flux.inputs(transformer, layout, cond)
     with torch.no_grad():
-        return family("flux").forward(transformer, x, torch.full((batch,), 0.7), cond)
+        return flux.forward(transformer, layout.arrange(x), torch.full((batch,), 0.7), inputs)
 
 
 def _on_meshes(rank: Rank) -> dict[str, Any]:
