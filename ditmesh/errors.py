@@ -15,7 +15,8 @@
     ├── DeadlineExceeded      DEADLINE_EXCEEDED    the caller's time is over, or would not suffice
     ├── Unauthenticated       UNAUTHENTICATED      no credentials, or wrong ones
     ├── Unavailable           UNAVAILABLE          nothing can take the work now; retry later
-    │   └── Draining          UNAVAILABLE          this process is shutting down
+    │   ├── Draining          UNAVAILABLE          this process is shutting down
+    │   └── Loading           UNAVAILABLE          this process loads weights before anything else
     ├── StaleEpoch            ABORTED              a message from a group that is no more
     ├── ExecutorFailed        INTERNAL             whoever ran the job failed; its state lives on
     │   ├── GroupLost         INTERNAL             a rank died or hung
@@ -167,6 +168,12 @@ class Draining(Unavailable):
     """The process is shutting down: it finishes what it has and takes nothing new."""
 
     reason = "DRAINING"
+
+
+class Loading(Unavailable):
+    """The process loads weights: it takes the order once it is through."""
+
+    reason = "LOADING"
 
 
 class StaleEpoch(DitmeshError):

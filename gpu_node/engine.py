@@ -64,7 +64,11 @@ class GroupEngine:
     def model(self, name: str, mesh: int, patches: PatchSet | None = None) -> Model:
         """See `Engine.model`."""
         info = self.cache.catalogue.get(name)
-        return MeshModel(info, self.cache.get(name, patches), self._joined(), self._meshes[mesh])
+        group = self._joined()
+        if group.aborted:
+            # A new one would have to wait for these weights.
+            raise GroupLost(f"epoch {group.epoch} is over")
+        return MeshModel(info, self.cache.get(name, patches), group, self._meshes[mesh])
 
     def control(self, mesh: int, flag: StopFlag, job_id: str) -> Control:
         """See `Engine.control`."""

@@ -29,6 +29,7 @@ REACTIONS = {
     "UNAUTHENTICATED": "Send a valid token, or a certificate that the server's authority signed.",
     "UNAVAILABLE": "Wait as long as `RetryInfo` says, then send the same request again.",
     "DRAINING": "Send the same request again: another coordinator, or the restarted one, takes it.",
+    "LOADING": "Clients never see it: the coordinator asks the node again once it is through.",
     "STALE_EPOCH": "Clients never see it: the coordinator moves the job to the new group.",
     "EXECUTOR_FAILED": "Send the job under a new id, from the last state if you have one.",
     "GROUP_LOST": "Send the job under a new id: the group forms anew. Or allow the fallback.",

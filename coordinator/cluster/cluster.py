@@ -81,8 +81,8 @@ class Cluster:
         now = asyncio.get_running_loop().time()
         if formed is not None:
             self._group_seen_at = now
-        if self.settling:
-            # It cannot be lost before it could form.
+        if self.settling or self.group.awaits_loads:
+            # It cannot be lost before it could form; and for weights work waits in a group as well.
             self._group_seen_at = now
         return GroupFacts(
             configured=bool(self.group.links),

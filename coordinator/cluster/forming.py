@@ -12,7 +12,7 @@ from coordinator.cluster.rendezvous import Rendezvous
 from coordinator.config import Timing
 from coordinator.nodes import awake
 from coordinator.nodes.link import NodeLink
-from ditmesh.errors import DitmeshError, GroupLost
+from ditmesh.errors import DitmeshError, GroupLost, Loading
 from ditmesh.mesh import MeshSpec
 from ditmesh.rpc_status import from_rpc_error
 from ditmesh.v1 import node_pb2 as pb
@@ -23,10 +23,14 @@ _AFTERMATH_S = 0.5
 
 @dataclass(frozen=True)
 class NotFormed:
-    """Why a group did not form, and by which members' fault, as far as that is known."""
+    """Why a group did not form, and by which members' fault, as far as that is known.
+
+    `loading`: members that are yet to be asked again, because they load weights.
+    """
 
     error: BaseException
     culprits: tuple[str, ...]
+    loading: tuple[NodeLink, ...] = ()
 
 
 async def join_all(
@@ -58,6 +62,9 @@ async def join_all(
     failures = await _failures(joins)
     if not failures:
         return None
+    loading = [rank for rank, error in failures.items() if _is_loading(error)]
+    if loading:
+        return NotFormed(failures[loading[0]], (), tuple(links[rank] for rank in loading))
     arrived = await asyncio.to_thread(rendezvous.arrived, epoch, len(links))
     # Those that failed before they came to the rendezvous, or else those that others waited for.
     missing = [rank for rank in range(len(links)) if rank not in arrived]
@@ -71,6 +78,11 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
         return str(from_rpc_error(error, peer="a node"))
     return str(error) if isinstance(error, DitmeshError) else f"{type(error).__name__}: {error}"
+
+
+def _is_loading(error: BaseException) -> bool:
+    known = from_rpc_error(error) if isinstance(error, grpc.aio.AioRpcError) else error
+    return isinstance(known, Loading)
 
 
 async def _join(link: NodeLink, order: pb.JoinGroupRequest, timeout_s: float) -> None:

@@ -17,18 +17,18 @@ from coordinator.cluster.forming import in_words, join_all
 from coordinator.cluster.meshes import MeshPlan
 from coordinator.cluster.rendezvous import Rendezvous
 from coordinator.config import Timing
-from coordinator.lifecycle.group import (
+from coordinator.lifecycle.group import GroupMachine, GroupPhase, GroupPolicy
+from coordinator.lifecycle.group_events import (
     Abort,
     BusyChanged,
     Event,
     Failed,
     Form,
     Formed,
-    GroupMachine,
-    GroupPhase,
-    GroupPolicy,
     NodeDown,
     NodeDraining,
+    NodeLoaded,
+    NodeLoading,
     NodeUp,
     Tick,
     WakeAt,
@@ -124,10 +124,18 @@ class GroupManager:
         """Whether nodes wait to be taken in, which needs a moment without work."""
         return self._machine.could_grow(self._loop.time())
 
+    @property
+    def awaits_loads(self) -> bool:
+        """Whether there is no group only because nodes load weights."""
+        return self._machine.awaits_loads(self._loop.time())
+
     def left_out(self) -> dict[str, str]:
         """Nodes that answer but are kept out of the group, by address, and why."""
         now = self._loop.time()
         problems = dict(self._load_problems)
+        for address, since in self._machine.loading.items():
+            model = self.links[address].loading or "a model"
+            problems[address] = f"left out while it loads {model}, {now - since:.0f} s so far"
         for address, until in self._machine.left_out(now).items():
             why = self._join_problems.get(address, "it kept the group from forming")
             problems[address] = f"left out for {until - now:.0f} s more, it failed to join: {why}"
@@ -183,6 +191,12 @@ class GroupManager:
         )
 
     def _node_changed(self, link: NodeLink, change: Change) -> None:
+        if change is Change.LOADING:
+            self._handle(NodeLoading(link.address))
+            return
+        if change is Change.LOADED:
+            self._handle(NodeLoaded(link.address))
+            return
         loading = self._loading.pop(link.address, None)
         if loading is not None:
             loading.cancel()
@@ -254,6 +268,11 @@ class GroupManager:
             failed = await join_all(links, epoch, meshes, self._rendezvous, self._timing)
             if failed is not None:
                 span.fail(failed.error)
+                if failed.loading:
+                    # Nobody is to blame: the others form without them, or wait.
+                    for link in failed.loading:
+                        link.refused_loading()
+                    return
                 self.report_failure(epoch, in_words(failed.error), failed.culprits)
                 return
         if epoch == self._machine.epoch and self._machine.phase is GroupPhase.FORMING:

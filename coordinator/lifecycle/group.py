@@ -6,7 +6,8 @@
 
 Events go in with the time, instructions come out. A group grows only while no job runs, and one
 with a member that drains lets its job end first. A node that fails to join again and again is left
-out for a while, so that the others have a group.
+out for a while, so that the others have a group. One that loads weights is asked to join when it is
+through; where the others could form, they wait for it, but not for long.
 """
 
 from __future__ import annotations
@@ -14,6 +15,22 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from coordinator.lifecycle.group_events import (
+    Abort,
+    BusyChanged,
+    Event,
+    Failed,
+    Form,
+    Formed,
+    Instruction,
+    NodeDown,
+    NodeDraining,
+    NodeLoaded,
+    NodeLoading,
+    NodeUp,
+    WakeAt,
+)
 
 
 class GroupPhase(enum.Enum):
@@ -25,90 +42,13 @@ class GroupPhase(enum.Enum):
 
 
 @dataclass(frozen=True)
-class NodeUp:
-    """A node can join. `epoch` is the newest group it remembers, 0 for none."""
-
-    node: str
-    epoch: int = 0
-
-
-@dataclass(frozen=True)
-class NodeDown:
-    """A node is gone."""
-
-    node: str
-
-
-@dataclass(frozen=True)
-class NodeDraining:
-    """A node finishes what it has and joins nothing more."""
-
-    node: str
-
-
-@dataclass(frozen=True)
-class Formed:
-    """Every member joined."""
-
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Failed:
-    """Forming failed, or the group failed at its work although its nodes still answer.
-
-    `culprits` are the members that are known to have kept it from forming.
-    """
-
-    epoch: int
-    culprits: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class BusyChanged:
-    """A job began or ended on the group."""
-
-    busy: bool
-
-
-@dataclass(frozen=True)
-class Tick:
-    """The time asked for with WakeAt has come."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """Have these nodes join epoch `epoch`, rank by position."""
-
-    epoch: int
-    members: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Abort:
-    """Have these nodes leave."""
-
-    epoch: int
-    members: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class WakeAt:
-    """Send a Tick at this time (seconds on the caller's clock)."""
-
-    time: float
-
-
-Event = NodeUp | NodeDown | NodeDraining | Formed | Failed | BusyChanged | Tick
-Instruction = Form | Abort | WakeAt
-
-
-@dataclass(frozen=True)
 class GroupPolicy:
     """When to form.
 
     `size` tells how many of so many healthy nodes a group can use (0: none). `expected` nodes
     form at once; fewer wait `settle_s` for the others to appear, or `regroup_s` after a loss.
+    `settle_s` is also how long those that can form wait for others that load weights, and
+    `load_s` how long a load may take before the lack of a group is not put down to it any more.
     A failure without a dead node is followed by a pause that doubles from `retry_s` to
     `retry_max_s`. A node that failed to join `strikes` times without being in a group between
     is left out for `bench_s`, and for twice as long after each further failure, up to
@@ -118,6 +58,7 @@ class GroupPolicy:
     expected: int
     size: Callable[[int], int]
     settle_s: float = 10.0
+    load_s: float = 1800.0
     regroup_s: float = 0.2
     retry_s: float = 0.5
     retry_max_s: float = 30.0
@@ -139,6 +80,10 @@ class GroupMachine:
     """Nodes that have been in a group since they came."""
     _strikes: dict[str, int] = field(default_factory=dict)
     _benched: dict[str, float] = field(default_factory=dict)
+    _loading: dict[str, float] = field(default_factory=dict)
+    """Nodes that load weights, and since when."""
+    _wait_for_loads: float | None = None
+    """Until when nodes that could form wait for those that load."""
     _newest_epoch: int = 0
     _not_before: float = 0.0
     _settled_at: float | None = None
@@ -153,15 +98,40 @@ class GroupMachine:
 
     def could_grow(self, now: float) -> bool:
         """Whether it could use more nodes that are there, and takes them in once it is idle."""
-        size = self.policy.size(len(self._healthy - self.left_out(now).keys()))
+        size = self.policy.size(len(self._fit(now)))
         return self.phase is GroupPhase.READY and size > len(self.members)
+
+    @property
+    def loading(self) -> dict[str, float]:
+        """Nodes that are in no group while they load weights, and since when."""
+        members = self.members if self.phase is GroupPhase.READY else ()
+        return {
+            node: since
+            for node, since in self._loading.items()
+            if node in self._healthy and node not in members
+        }
+
+    def awaits_loads(self, now: float) -> bool:
+        """Whether there is no group only because nodes load weights, and not for too long yet."""
+        if self.phase is not GroupPhase.NONE:
+            return False
+        fit = self._fit(now)
+        if self.policy.size(len(fit)):
+            return self._wait_for_loads is not None and now < self._wait_for_loads
+        load_s = self.policy.load_s
+        soon = {node for node, since in self.loading.items() if now - since < load_s}
+        return bool(self.policy.size(len(fit | soon)))
 
     def left_out(self, now: float) -> dict[str, float]:
         """Nodes that fail to join, and until when they are left out."""
         benched = {n: end for n, end in self._benched.items() if end > now and n in self._healthy}
-        rest = len(self._healthy) - len(benched)
+        rest = len(self._healthy - self._loading.keys() - benched.keys())
         # Where the others are too few for a group, nothing is won without them.
         return benched if self.policy.size(rest) else {}
+
+    def _fit(self, now: float) -> set[str]:
+        """Nodes that a new group could have."""
+        return self._healthy - self._loading.keys() - self.left_out(now).keys()
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take an event at time `now`; returns what to do, in order."""
@@ -174,6 +144,7 @@ class GroupMachine:
             case NodeDown(node):
                 self._healthy.discard(node)
                 self._proven.discard(node)
+                self._loading.pop(node, None)
                 if node in self.members:
                     if self.phase is GroupPhase.FORMING:
                         # Of joining, for all we know.
@@ -183,6 +154,13 @@ class GroupMachine:
             case NodeDraining(node):
                 self._healthy.discard(node)
                 self._closing = self._closing or node in self.members
+            case NodeLoading(node):
+                self._loading.setdefault(node, now)
+                if self.phase is GroupPhase.FORMING and node in self.members:
+                    # It does not come, and nobody is to blame.
+                    out += self._give_up()
+            case NodeLoaded(node):
+                self._loading.pop(node, None)
             case Formed(epoch) if epoch == self.epoch and self.phase is GroupPhase.FORMING:
                 self.phase = GroupPhase.READY
                 self._proven.update(self.members)
@@ -251,25 +229,34 @@ class GroupMachine:
 
     def _consider(self, now: float) -> list[Instruction]:
         """Form, grow or wait, by what is healthy now."""
-        left_out = self.left_out(now)
-        fit = sorted(self._healthy - left_out.keys())
+        fit = sorted(self._fit(now))
         size = self.policy.size(len(fit))
-        wake = list(left_out.values())
+        wake = list(self.left_out(now).values())
+        self._wait(now, size, len(fit))
         if self.could_grow(now) and not self._busy:
             return [*self._give_up(), *self._form(fit[:size])]
         if self.phase is GroupPhase.NONE and size:
             ready_at = self._not_before
             if len(self._healthy) < self.policy.expected:
                 ready_at = max(ready_at, self._settled_at or 0.0)
+            ready_at = max(ready_at, self._wait_for_loads or 0.0)
             if now >= ready_at:
                 return self._form(fit[:size])
             wake.append(ready_at)
         return [WakeAt(min(wake))] if wake else []
+
+    def _wait(self, now: float, size: int, fit: int) -> None:
+        """Where `size` of so many fit nodes could form: for those that load, if they are of use."""
+        larger = self.policy.size(fit + len(self.loading)) > size
+        if self.phase is not GroupPhase.NONE or not size or not larger:
+            self._wait_for_loads = None
+        elif self._wait_for_loads is None:
+            self._wait_for_loads = now + self.policy.settle_s
 
     def _form(self, members: list[str]) -> list[Instruction]:
         self._newest_epoch += 1
         self.epoch = self._newest_epoch
         self.members = tuple(members)
         self.phase = GroupPhase.FORMING
-        self._settled_at = None
+        self._settled_at = self._wait_for_loads = None
         return [Form(self.epoch, self.members)]

@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from coordinator.lifecycle import node as lifecycle
-from coordinator.lifecycle.node import Change, Lost, NodeView, Report
+from coordinator.lifecycle.node import Change, Lost, NodeView, RefusedLoading, Report
 from coordinator.nodes import awake
 from coordinator.nodes.given import Given
 from coordinator.nodes.spare import Spare
@@ -121,7 +121,14 @@ class NodeLink:
                         break
                     self.report, self.seen = report, True
                     silences, self._pid = 0, report.pid
-                    self._apply(Report(report.incarnation, report.epoch, report.draining))
+                    self._apply(
+                        Report(
+                            report.incarnation,
+                            report.epoch,
+                            report.draining,
+                            bool(report.loading),
+                        )
+                    )
                 self._ended("it closed the connection")
             except TimeoutError:
                 # Stopped, swapping or cut off: a connection alone does not tell.
@@ -141,6 +148,15 @@ class NodeLink:
         lives.
         """
         self._apply(Lost(why))
+
+    @property
+    def loading(self) -> str:
+        """The model that it loads, if it said which; empty for none."""
+        return self.report.loading if self.report is not None else ""
+
+    def refused_loading(self) -> None:
+        """It did not join because it loads weights; its next report tells whether it still does."""
+        self._apply(RefusedLoading())
 
     def hung(self, why: str) -> None:
         """It lives but does not work. If it is ours, it is ended, and started again by whoever did
@@ -170,7 +186,7 @@ class NodeLink:
         self._pid = 0
         self._apply(Lost(why))
 
-    def _apply(self, event: Report | Lost) -> None:
+    def _apply(self, event: Report | RefusedLoading | Lost) -> None:
         known = self.view.incarnation
         self.view, changes = lifecycle.advance(self.view, event)
         if self.view.incarnation != known:
@@ -183,6 +199,7 @@ class NodeLink:
         else:
             self._lost.clear()
         for change in changes:
-            log.info("node %s is %s %s", self.address, change.name.lower(), self.view.problem)
+            more = self.view.problem or self.loading
+            log.info("node %s is %s %s", self.address, change.name.lower(), more)
             if self._on_change is not None:
                 self._on_change(self, change)

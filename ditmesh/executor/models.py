@@ -29,11 +29,17 @@ class ModelCache:
         self._max_loaded = max_loaded
         self._loaded: OrderedDict[str, nn.Module] = OrderedDict()
         self._merged: dict[str, tuple[bytes, tuple[str, ...]]] = {}
+        self._loading = ""
 
     @property
     def loaded(self) -> tuple[str, ...]:
         """Names of the models in memory."""
         return tuple(self._loaded)
+
+    @property
+    def loading(self) -> str:
+        """The model whose weights are being read or changed now; empty for none. Any thread."""
+        return self._loading
 
     def holds(self, name: str, patches: PatchSet | None = None) -> bool:
         """Whether `get` would have nothing to do, at this moment. Any thread."""
@@ -48,9 +54,13 @@ class ModelCache:
         info = self.catalogue.get(name)
         if patches is not None:
             check(patches.patches, info)
-        module = self._unpatched(name, info)
-        if not self.holds(name, patches):
-            self._change(name, info, module, patches)
+        self._loading = "" if self.holds(name, patches) else name
+        try:
+            module = self._unpatched(name, info)
+            if not self.holds(name, patches):
+                self._change(name, info, module, patches)
+        finally:
+            self._loading = ""
         return module
 
     def _change(

@@ -78,7 +78,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self._keeper = StateKeeper()
         self._pool = MemoryPool()
         self._torch_thread = TorchThread()
-        self._membership = Membership(engine, self._torch_thread, give_up)
+        self._membership = Membership(engine, self._torch_thread, give_up, self._notify)
         self._models = [describe(info) for info in engine.cache.catalogue.models.values()]
         self._incarnation = uuid.uuid4().hex
         self._changed = threading.Condition()
@@ -220,6 +220,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             newest_epoch=self._membership.newest_epoch,
             draining=self._draining,
             host=host_id(),
+            loading=cache.loading,
         )
 
     def _notify(self) -> None:

@@ -27,7 +27,7 @@ class WatchRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WatchResponse(_message.Message):
-    __slots__ = ("incarnation", "pid", "device", "memory_total_bytes", "memory_used_bytes", "models", "epoch", "draining", "newest_epoch", "host")
+    __slots__ = ("incarnation", "pid", "device", "memory_total_bytes", "memory_used_bytes", "models", "epoch", "draining", "newest_epoch", "host", "loading")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class WatchResponse(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     NEWEST_EPOCH_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
+    LOADING_FIELD_NUMBER: _ClassVar[int]
     incarnation: str
     pid: int
     device: str
@@ -48,7 +49,8 @@ class WatchResponse(_message.Message):
     draining: bool
     newest_epoch: int
     host: str
-    def __init__(self, incarnation: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., memory_total_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[NodeModel, _Mapping]]] = ..., epoch: _Optional[int] = ..., draining: bool = ..., newest_epoch: _Optional[int] = ..., host: _Optional[str] = ...) -> None: ...
+    loading: str
+    def __init__(self, incarnation: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., memory_total_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[NodeModel, _Mapping]]] = ..., epoch: _Optional[int] = ..., draining: bool = ..., newest_epoch: _Optional[int] = ..., host: _Optional[str] = ..., loading: _Optional[str] = ...) -> None: ...
 
 class NodeModel(_message.Message):
     __slots__ = ("model", "loaded")

@@ -164,6 +164,7 @@ class FakeGroup:
         self.failures: list[tuple[int, str]] = []
         self.returns = True
         self.could_grow = False
+        self.awaits_loads = False
         self.on_change: Callable[[], None] = lambda: None
 
     def form(self) -> None:

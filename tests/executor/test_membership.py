@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditmesh.errors import GroupLost, StaleEpoch
+from ditmesh.errors import GroupLost, Loading, StaleEpoch
 from ditmesh.executor import membership
 from ditmesh.executor.engine import Engine
 from ditmesh.executor.membership import Membership
@@ -32,6 +35,7 @@ class ScriptedEngine:
         self.others = threading.Event()
         self.others.set()
         self.on_abort: Callable[[], Any] = lambda: None
+        self.cache = SimpleNamespace(loading="")
 
     def join(self, request: pb.JoinGroupRequest, aborted: threading.Event) -> None:
         assert not self.epoch, "it is in a group"
@@ -60,8 +64,9 @@ class Process:
         self.engine = ScriptedEngine()
         self.torch_thread = TorchThread()
         self.gave_up: list[str] = []
+        self.left_late = threading.Event()
         self.membership = Membership(
-            cast(Engine, self.engine), self.torch_thread, self.gave_up.append
+            cast(Engine, self.engine), self.torch_thread, self.gave_up.append, self.left_late.set
         )
         self.threads = ThreadPoolExecutor(16)
 
@@ -72,6 +77,24 @@ class Process:
     def leave(self, epoch: int) -> Future[None]:
         """An order on a thread of its own."""
         return self.threads.submit(self.membership.leave, epoch)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Its torch thread loads weights, until the block ends."""
+        begun, may_end = threading.Event(), threading.Event()
+
+        def load() -> None:
+            self.engine.cache.loading = "flux"
+            begun.set()
+            assert may_end.wait(_ENOUGH_S)
+            self.engine.cache.loading = ""
+
+        self.torch_thread.submit(load)
+        assert begun.wait(_ENOUGH_S)
+        try:
+            yield
+        finally:
+            may_end.set()
 
     def close(self) -> None:
         """End its threads."""
@@ -148,6 +171,53 @@ def test_a_thread_that_stays_stuck_is_the_end_of_the_process(
     process.leave(1).result(_ENOUGH_S)
     assert ["stuck" in why for why in process.gave_up] == [True]
     stuck.set()
+
+
+def test_a_thread_that_loads_weights_is_not_stuck(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group is left when the load is through, however long that takes. Orders to join are
+    refused until then, so that nobody waits for this one; the next one is obeyed.
+    """
+    monkeypatch.setattr(membership, "_FREE_S", 0.05)
+    aborted: list[bool] = []
+    process.engine.on_abort = lambda: aborted.append(True)
+    with process.loading():
+        process.leave(1).result(_ENOUGH_S)
+        with pytest.raises(Loading, match="flux"):
+            process.join(2).result(_ENOUGH_S)
+        assert aborted
+        assert process.engine.story == ["joined 1"]
+        assert not process.left_late.is_set()
+    assert process.left_late.wait(_ENOUGH_S)
+    process.join(3).result(_ENOUGH_S)
+    assert process.engine.story == ["joined 1", "left 1", "joined 3"]
+    assert not process.gave_up
+
+
+def test_a_load_that_begins_meanwhile_is_not_being_stuck(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was ordered before the group was lost, and the torch thread had other work first."""
+    monkeypatch.setattr(membership, "_FREE_S", 0.05)
+    looks = itertools.chain([""], itertools.repeat("flux"))
+    late = type("Cache", (), {"loading": property(lambda self: next(looks))})
+    monkeypatch.setattr(process.engine, "cache", late())
+    loaded = threading.Event()
+    process.torch_thread.submit(loaded.wait, _ENOUGH_S)
+    process.leave(1).result(_ENOUGH_S)
+    assert not process.gave_up
+    loaded.set()
+
+
+def test_a_process_that_ends_waits_for_no_weights(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be killed meanwhile, without its last words."""
+    monkeypatch.setattr(membership, "_FREE_S", 0.05)
+    with process.loading():
+        process.membership.close()
+        assert process.gave_up
 
 
 def test_who_is_in_no_group_has_nothing_to_free(

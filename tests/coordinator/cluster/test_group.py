@@ -17,8 +17,9 @@ import pytest
 from coordinator.cluster.group import GroupManager
 from coordinator.cluster.meshes import MeshPlan
 from coordinator.config import Timing
-from coordinator.lifecycle.group import GroupPhase, Tick
-from ditmesh.errors import DamagedModel, GroupLost
+from coordinator.lifecycle.group import GroupPhase
+from coordinator.lifecycle.group_events import Tick
+from ditmesh.errors import DamagedModel, GroupLost, Loading
 from ditmesh.rpc_status import abort
 from ditmesh.v1 import node_pb2 as pb
 from ditmesh.v1 import node_pb2_grpc
@@ -52,8 +53,10 @@ class Node(node_pb2_grpc.NodeServiceServicer):
         """What it was told to do."""
         self.joining = "well"
         """Or "fails", or "hangs", before it comes to the rendezvous; or "breaks" there; or the
-        coordinator "stands still" meanwhile, for longer than a join may take.
+        coordinator "stands still" meanwhile, for longer than a join may take; or it "loads".
         """
+        self.tells = ""
+        """The model that it says it loads."""
         self.loading = asyncio.Event()
         self.loading.set()
         self.damaged = False
@@ -66,7 +69,11 @@ class Node(node_pb2_grpc.NodeServiceServicer):
         while True:
             models = [pb.NodeModel(model=MODEL, loaded="tiny" in self.loaded)]
             yield pb.WatchResponse(
-                incarnation=self.incarnation, epoch=self.epoch, models=models, pid=1
+                incarnation=self.incarnation,
+                epoch=self.epoch,
+                models=models,
+                pid=1,
+                loading=self.tells,
             )
             await asyncio.sleep(0.02)
 
@@ -86,6 +93,8 @@ class Node(node_pb2_grpc.NodeServiceServicer):
             await asyncio.sleep(60.0)
         if self.joining == "stands still":
             time.sleep(1.5 * TIMING.join_timeout)
+        if self.joining == "loads":
+            await abort(context, Loading("it loads tiny"))
         if self.joining == "fails":
             await abort(context, GroupLost("no such interface"))
         came = self.store.came.setdefault(request.epoch, set())
@@ -198,6 +207,39 @@ def test_a_coordinator_that_stood_still_blames_nobody_for_it() -> None:
             s.manager.start()
             await until(lambda: s.members() == [0])
             assert s.nodes[0].log == ["join 1"]
+
+    run(test())
+
+
+def test_a_node_that_says_that_it_loads_is_not_asked_to_join() -> None:
+    """The others wait for it for a moment, then form; it is said why, and it comes in later."""
+
+    async def test() -> None:
+        async with site(3) as s:
+            s.nodes[1].tells = "tiny"
+            s.manager.start()
+            await until(lambda: s.members() == [0, 2])
+            assert s.left_out()[1].startswith("left out while it loads tiny, ")
+            assert not s.nodes[1].log
+            s.nodes[1].tells = ""
+            await until(lambda: s.members() == [0, 1, 2])
+            assert not s.left_out()
+
+    run(test())
+
+
+def test_a_node_that_refuses_to_join_because_it_loads_is_not_blamed() -> None:
+    """The order was on its way before it could tell: it is asked again, and nobody is left out."""
+
+    async def test() -> None:
+        async with site(2) as s:
+            s.nodes[1].joining = "loads"
+            s.manager.start()
+            await until(lambda: len(s.nodes[1].log) > 2 * s.manager._machine.policy.strikes)
+            s.nodes[1].joining = "well"
+            await until(lambda: s.members() == [0, 1])
+            assert not s.manager._machine._strikes
+            assert not s.manager._machine._failures
 
     run(test())
 

@@ -208,12 +208,16 @@ def test_a_group_that_forms_in_time_gets_the_waiting() -> None:
     run(test())
 
 
-def test_a_forming_group_is_waited_for() -> None:
-    """Longer than a lost one, since it is about to be there."""
+@pytest.mark.parametrize("loads", [False, True])
+def test_a_forming_group_is_waited_for(loads: bool) -> None:
+    """Longer than a lost one, since it is about to be there; and one whose nodes load weights, for
+    which work waits on a group as well.
+    """
 
     async def test() -> None:
         async with world(formed=False) as w:
-            w.group.phase = GroupPhase.FORMING
+            w.group.awaits_loads = loads
+            w.group.phase = GroupPhase.NONE if loads else GroupPhase.FORMING
             (task,) = await waiting(w, claim())
             await asyncio.sleep(0.3)
             assert not task.done()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from coordinator.lifecycle.group import (
+from coordinator.lifecycle.group import GroupMachine, GroupPhase, GroupPolicy
+from coordinator.lifecycle.group_events import (
     Abort,
     Event,
     Failed,
     Form,
     Formed,
-    GroupMachine,
-    GroupPhase,
-    GroupPolicy,
     Instruction,
     NodeUp,
     Tick,

@@ -8,15 +8,17 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from coordinator.lifecycle.group import (
+from coordinator.lifecycle.group import GroupPhase
+from coordinator.lifecycle.group_events import (
     Abort,
     BusyChanged,
     Event,
     Failed,
     Form,
     Formed,
-    GroupPhase,
     NodeDown,
+    NodeLoaded,
+    NodeLoading,
     NodeUp,
 )
 from tests.coordinator.lifecycle.group_world import NODES, SIZES, World
@@ -30,6 +32,7 @@ class GroupStateMachine(RuleBasedStateMachine):
         self.world = World()
         self.healthy: set[str] = set()
         self.epochs: list[int] = []
+        self.loading: set[str] = set()
         self.remembered = 0
 
     def send(self, event: Event) -> None:
@@ -42,7 +45,7 @@ class GroupStateMachine(RuleBasedStateMachine):
             assert form.epoch > max([self.remembered, *self.epochs])
             self.epochs.append(form.epoch)
             assert set(form.members) <= self.healthy
-            fit = self.healthy - self.world.left_out()
+            fit = self.healthy - self.world.left_out() - self.loading
             assert set(form.members) <= fit
             assert len(form.members) == SIZES[len(fit)] > 0
             assert list(form.members) == sorted(form.members)
@@ -66,7 +69,22 @@ class GroupStateMachine(RuleBasedStateMachine):
     def node_goes(self, node: str) -> None:
         """A node dies, joined or not."""
         self.healthy.discard(node)
+        self.loading.discard(node)
         self.send(NodeDown(node))
+
+    @rule(node=st.sampled_from(NODES))
+    def node_loads(self, node: str) -> None:
+        """Alone, or with all others for a job; nobody is blamed for it."""
+        self.loading.add(node)
+        strikes = dict(self.world.machine._strikes)
+        self.send(NodeLoading(node))
+        assert self.world.machine._strikes == strikes
+
+    @rule(node=st.sampled_from(NODES))
+    def node_has_loaded(self, node: str) -> None:
+        """Or did not load at all."""
+        self.loading.discard(node)
+        self.send(NodeLoaded(node))
 
     @rule()
     def forming_succeeds(self) -> None:
@@ -112,6 +130,12 @@ class GroupStateMachine(RuleBasedStateMachine):
         assert bool(machine.members) == (machine.phase is not GroupPhase.NONE)
 
     @invariant()
+    def who_loads_is_not_waited_for(self) -> None:
+        """No group is being formed with it; one that has it works on."""
+        if self.world.machine.phase is GroupPhase.FORMING:
+            assert not self.loading & set(self.world.machine.members)
+
+    @invariant()
     def epochs_grow(self) -> None:
         """Each epoch is used once."""
         assert self.epochs == sorted(set(self.epochs))
@@ -120,7 +144,7 @@ class GroupStateMachine(RuleBasedStateMachine):
     def a_wait_has_an_end(self) -> None:
         """With nodes enough and no group, a tick is always on its way."""
         machine = self.world.machine
-        if machine.phase is GroupPhase.NONE and SIZES[len(self.healthy)]:
+        if machine.phase is GroupPhase.NONE and SIZES[len(self.healthy - self.loading)]:
             assert self.world.wake is not None
             assert self.world.wake <= self.world.now + 30.0
 
@@ -132,12 +156,21 @@ class GroupStateMachine(RuleBasedStateMachine):
         copy = World()
         copy.machine = deepcopy(self.world.machine)
         copy.now, copy.wake = self.world.now, self.world.wake
-        for _ in range(3):
-            copy.pass_time(601.0)
-            copy.formed()
-            copy.send(BusyChanged(False))
-        assert copy.machine.phase is GroupPhase.READY
+        if SIZES[len(self.healthy - self.loading)]:
+            # Without those that load, however long they do.
+            _let_it_form(copy)
+        for node in self.loading:
+            copy.send(NodeLoaded(node))
+        _let_it_form(copy)
         assert len(copy.machine.members) == SIZES[len(self.healthy)]
+
+
+def _let_it_form(world: World) -> None:
+    for _ in range(3):
+        world.pass_time(601.0)
+        world.formed()
+        world.send(BusyChanged(False))
+    assert world.machine.phase is GroupPhase.READY
 
 
 TestGroupStateMachine = GroupStateMachine.TestCase

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.lifecycle.group import (
+from coordinator.lifecycle.group import GroupPhase
+from coordinator.lifecycle.group_events import (
     Failed,
-    GroupPhase,
     NodeDown,
 )
 from tests.coordinator.lifecycle.group_world import NODES, World, fail, ready

@@ -6,13 +6,13 @@ import itertools
 
 import pytest
 
-from coordinator.lifecycle.group import (
+from coordinator.lifecycle.group import GroupPhase
+from coordinator.lifecycle.group_events import (
     Abort,
     BusyChanged,
     Failed,
     Form,
     Formed,
-    GroupPhase,
     NodeDown,
     NodeDraining,
     NodeUp,
