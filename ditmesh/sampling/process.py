@@ -180,7 +180,9 @@ class Flow:
 
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
         """Sigma * noise + (1 - sigma) * latent."""
-        return sigma * noise + (1.0 - sigma) * latent
+        noisy = sigma * noise
+        noisy += (1.0 - sigma) * latent
+        return noisy
 
     def inverse_noise_scaling(self, sigma: Tensor, latent: Tensor) -> Tensor:
         """Latent / (1 - sigma): `noise_scaling` with zero noise takes it back."""
