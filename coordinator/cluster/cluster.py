@@ -36,6 +36,7 @@ class Cluster:
         self._local_executor = Executor("local", [local]) if local is not None else None
         self._turns = {"group": Turns(), "local": Turns()}
         self._group_seen_at = self._local_seen_at = asyncio.get_running_loop().time()
+        self._loading_until = self._group_seen_at
         self._cell_s: dict[tuple[str, str], float] = {}
         group.on_change = self._group_changed
 
@@ -79,19 +80,20 @@ class Cluster:
         """The group as a job for that model sees it; `alone`: one that does not line up."""
         formed = self.group.formed
         now = asyncio.get_running_loop().time()
-        if formed is not None:
-            self._group_seen_at = now
-        if self.settling or self.group.awaits_loads:
-            # It cannot be lost before it could form; and for weights work waits in a group as well.
-            self._group_seen_at = now
+        if formed is not None or self.settling:
+            # It cannot be lost before it could form.
+            self._group_seen_at = self._loading_until = now
+        elif self.group.awaits_loads:
+            self._loading_until = now
         return GroupFacts(
             configured=bool(self.group.links),
             ready=formed is not None and self.group.accepting,
             free=self._is_free("group", alone),
             forming=self.group.phase is GroupPhase.FORMING,
             has_model=formed is not None and model is not None and formed.has_model(model),
-            waited_s=now - self._group_seen_at,
+            waited_s=now - self._loading_until,
             problem=self.group.problem,
+            loading_s=self._loading_until - self._group_seen_at,
         )
 
     def local_facts(
@@ -219,7 +221,7 @@ class Cluster:
     def _group_changed(self) -> None:
         formed = self.group.formed
         if formed is None and self._executors:
-            self._group_seen_at = asyncio.get_running_loop().time()
+            self._group_seen_at = self._loading_until = asyncio.get_running_loop().time()
             for executor in self._executors.values():
                 executor.close()
             self._executors.clear()

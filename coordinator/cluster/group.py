@@ -270,7 +270,7 @@ class GroupManager:
                 span.fail(failed.error)
                 if failed.loading:
                     # Nobody is to blame: the others form without them, or wait.
-                    for link in failed.loading:
+                    for link in failed.loading if epoch == self._machine.epoch else ():
                         link.refused_loading()
                     return
                 self.report_failure(epoch, in_words(failed.error), failed.culprits)

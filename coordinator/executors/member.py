@@ -54,6 +54,7 @@ class MemberRun:
         self.link = link
         self._call = link.runs.take()
         self._status = CallStatus(self._call)
+        self._begun = False
 
     async def prepare(self, order: node_pb2.RunJob, share: Share, *, at_once: bool = False) -> None:
         """Bring the job and what the member lacks; returns when it is ready to start.
@@ -87,10 +88,15 @@ class MemberRun:
             answer = await self._read("passed", "ready")
         if answer.HasField("passed"):
             share.neighbours.passed(self.link, answer.passed)
-            await self._read("ready")
+            answer = await self._read("ready")
+        self._begun = answer.ready.begun
 
     async def start(self) -> None:
-        """Begin; every member of the mesh is ready."""
+        """Begin, if it has not; every member of the mesh is ready."""
+        if self._begun:
+            # It may have ended by now, and what is written to a stream that is over costs what it
+            # has brought.
+            return
         await self._write(node_pb2.RunRequest(start=node_pb2.StartRun()))
 
     async def stop(self, reason: node_pb2.StopReason) -> None:

@@ -214,7 +214,7 @@ class Scheduler:
             case Rung.WAIT if decision.reason and local.returning:
                 self._look_again(self._cluster.local_wait_s())
             case Rung.WAIT if not group.ready:
-                self._look_again(self._regroup_wait_s - group.waited_s)
+                self._look_again(group.waits_on_s(self._regroup_wait_s))
 
     def _local_is_full(self, claim: Claim) -> bool:
         waiting = sum(c.waits_locally for c in self._waiting if not c.granted.done())

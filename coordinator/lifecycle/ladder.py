@@ -29,7 +29,9 @@ class Rung(enum.Enum):
 
 @dataclass(frozen=True)
 class GroupFacts:
-    """The group at this moment. `waited_s`: seconds since there was one, or since the start."""
+    """The group at this moment. `waited_s`: seconds since there was one, or since the start, but
+    for `loading_s` in which its nodes loaded weights, for which work waits on a group as well.
+    """
 
     configured: bool
     ready: bool
@@ -38,6 +40,12 @@ class GroupFacts:
     has_model: bool
     waited_s: float
     problem: str = ""
+    loading_s: float = 0.0
+
+    def waits_on_s(self, regroup_wait_s: float) -> float:
+        """Seconds until whoever waits for it may have to be told something else."""
+        left = regroup_wait_s - self.waited_s - self.loading_s
+        return left if left > 0 else regroup_wait_s - self.waited_s
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,11 @@ def decide(
     """The rung of a job at this moment; asked again whenever anything changes."""
     if job.policy is Policy.LOCAL_ONLY:
         return _local(job, local, "LOCAL_ONLY", "the caller asked for the local sampler")
-    reason, message = _why_not_group(job, group, regroup_wait_s)
+    waited_s = group.waited_s
+    if job.policy is Policy.ALLOW and local.available and local.has_model:
+        # Who has somewhere else to go does not wait for weights.
+        waited_s += group.loading_s
+    reason, message = _why_not_group(job, group, waits=waited_s < regroup_wait_s)
     if not reason:
         return Decision(Rung.GROUP if group.ready and group.free else Rung.WAIT)
     if job.policy is Policy.FORBID:
@@ -89,7 +101,7 @@ def decide(
     return _local(job, local, reason, message)
 
 
-def _why_not_group(job: JobFacts, group: GroupFacts, regroup_wait_s: float) -> tuple[str, str]:
+def _why_not_group(job: JobFacts, group: GroupFacts, *, waits: bool) -> tuple[str, str]:
     """A code and words, both empty when the group has the job or may soon have it."""
     if job.group_excluded:
         return job.group_excluded, "the group failed at this job"
@@ -99,7 +111,7 @@ def _why_not_group(job: JobFacts, group: GroupFacts, regroup_wait_s: float) -> t
         if not group.has_model:
             return "MODEL_NOT_ON_GROUP", "the group's nodes do not have the model"
         return "", ""
-    if group.forming or group.waited_s < regroup_wait_s:
+    if group.forming or waits:
         return "", ""
     return "NO_GROUP", "no group could be formed" + (f" ({group.problem})" if group.problem else "")
 

@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 # A job that lined up is in its model by then: for a result to be sent beside its beginning made the
 # transformer rest a millisecond longer (`python -m bench busy`).
 _BEGIN_S = 0.003
-_READY = node_pb2.RunResponse(ready=node_pb2.RunReady())
 
 
 class RunSession:
@@ -98,7 +97,7 @@ class RunSession:
                 with _told_as_failure("a job cannot be prepared"):
                     task, take_model = self._prepare(job, order.mesh)
                 if not first.at_once:
-                    yield _READY
+                    yield _ready(begun=False)
                     with telemetry.span("wait"):
                         started = _wait_for_start(requests, flag)
                     if not started:
@@ -187,7 +186,7 @@ class RunSession:
         # What follows waits, because the torch thread waits for nothing else.
         time.sleep(_BEGIN_S)
         if first.at_once:
-            yield _READY
+            yield _ready(begun=True)
         threading.Thread(target=_listen, args=(requests, flag, span), daemon=True).start()
         while isinstance(item := outbox.get(), StepDone):
             span.event("step", step=item.state.step, sigma=item.sigma, seconds=item.seconds)
@@ -239,6 +238,10 @@ def _told_as_failure(what: str) -> Iterator[None]:
     except Exception as error:
         log.exception(what)
         raise ExecutorFailed(f"{type(error).__name__}: {error}") from error
+
+
+def _ready(*, begun: bool) -> node_pb2.RunResponse:
+    return node_pb2.RunResponse(ready=node_pb2.RunReady(begun=begun))
 
 
 def _wait_for_start(requests: Iterator[node_pb2.RunRequest], flag: StopFlag) -> bool:

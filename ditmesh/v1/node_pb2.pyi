@@ -197,8 +197,10 @@ class RunResponse(_message.Message):
     def __init__(self, needed: _Optional[_Union[_tensor_pb2.TensorsNeeded, _Mapping]] = ..., ready: _Optional[_Union[RunReady, _Mapping]] = ..., state: _Optional[_Union[StateUpdate, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., result: _Optional[_Union[_sampler_pb2.SampleResult, _Mapping]] = ..., done: _Optional[_Union[RunDone, _Mapping]] = ..., passed: _Optional[_Union[SharedTensors, _Mapping]] = ...) -> None: ...
 
 class RunReady(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("begun",)
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
+    begun: bool
+    def __init__(self, begun: bool = ...) -> None: ...
 
 class StateUpdate(_message.Message):
     __slots__ = ("tensors", "state", "sigma", "preview")

@@ -109,7 +109,9 @@ class Stream:
         self.ran.asked = list(next(self.call).needed.tensors)
         for chunk in chunks(job.tensors, self.ran.asked):
             self.send(chunk=chunk)
-        assert next(self.call).HasField("ready")
+        answer = next(self.call)
+        assert answer.HasField("ready")
+        assert answer.ready.begun == at_once
 
     def follow(self, on_state: Callable[[int], None] = lambda step: None) -> Ran:
         """Read to the end of the run."""

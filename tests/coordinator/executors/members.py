@@ -52,8 +52,9 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         self.told_to_pass_on: list[bool] = []
         """With each job."""
         self.told_at_once: list[bool] = []
-        """With each job, whether it need not wait for its start. It waits all the same, as older
-        nodes do."""
+        """With each job, whether it need not wait for its start."""
+        self.begins = False
+        """Whether it then does not; older nodes wait all the same."""
         self.offered: list[list[int]] = []
         """The tensors that each job said where to read."""
         self.asked: list[list[int]] = []
@@ -104,13 +105,14 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
                 )
                 yield pb.RunResponse(passed=places)
             await self._stage("prepare", context)
-            yield pb.RunResponse(ready=pb.RunReady())
+            begun = first.at_once and self.begins
+            yield pb.RunResponse(ready=pb.RunReady(begun=begun))
             await self._stage("ready", context)
-            start = await anext(requests, None)
-        if start is None:
+            start = None if begun else await anext(requests, None)
+        if start is None and not begun:
             # Given up before it began.
             return
-        assert start.HasField("start")
+        assert begun or start.HasField("start")
         self.started += 1
         latent = f32(1, 16, 4, 4)
         for step in range(self.steps if self.leads else 0):

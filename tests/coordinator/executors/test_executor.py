@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from coordinator.executors import executor as executors
+from coordinator.executors.member import MemberRun
 from coordinator.executors.stopping import StopRequest
 from coordinator.lifecycle.patience import Patience
 from ditmesh import errors, telemetry
@@ -57,6 +58,45 @@ def test_a_member_that_is_alone_need_not_wait_for_its_start(name: str, size: int
             end = await work(made)
             assert end.result is not None
             assert [node.told_at_once for node in nodes] == [[size == 1]] * size
+
+    run(test())
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_job_that_is_over_before_its_coordinator_looks_keeps_its_end(
+    monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    """What is written to a stream that has ended costs what it has brought, so nothing is: neither
+    the result is lost nor the real error.
+    """
+    over = asyncio.Event()
+    start = MemberRun.start
+
+    async def late(run: MemberRun) -> None:
+        await over.wait()
+        # Its end is on its way.
+        await asyncio.sleep(0.1)
+        await start(run)
+
+    async def ending_so(node: ScriptedNode, context: Any) -> None:
+        over.set()
+        if wrong:
+            await aborting(errors.InvalidTensor("no such value"))(node, context)
+
+    monkeypatch.setattr(MemberRun, "start", late)
+
+    async def test() -> None:
+        async with executor("local") as (made, nodes):
+            nodes[0].begins = True
+            nodes[0].at["end"] = ending_so
+            if wrong:
+                with pytest.raises(errors.InvalidTensor, match="no such value"):
+                    await work(made)
+                return
+            steps: list[int] = []
+            end = await work(made, steps)
+            assert steps == [1, 2]
+            assert end.result is not None
 
     run(test())
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from coordinator.lifecycle.group import GroupPhase
+from coordinator.lifecycle.ladder import Policy
 from ditmesh.errors import DeadlineExceeded, Overloaded, Unavailable
 from tests.coordinator.fakes import TIMING, run, until, world
 from tests.coordinator.jobs.claims import claim, waiting
@@ -51,15 +52,16 @@ def test_a_group_that_forms_in_time_gets_the_waiting() -> None:
 
 @pytest.mark.parametrize("loads", [False, True])
 def test_a_forming_group_is_waited_for(loads: bool) -> None:
-    """Longer than a lost one, since it is about to be there; and one whose nodes load weights, for
-    which work waits on a group as well.
+    """Longer than a lost one, since it is about to be there; and one whose nodes load weights, by
+    who has nowhere else to go: it would wait for them on a group as well.
     """
 
     async def test() -> None:
         async with world(formed=False) as w:
             w.group.awaits_loads = loads
             w.group.phase = GroupPhase.NONE if loads else GroupPhase.FORMING
-            (task,) = await waiting(w, claim())
+            policy = Policy.FORBID if loads else Policy.ALLOW
+            (task,) = await waiting(w, claim(policy=policy))
             await asyncio.sleep(0.3)
             assert not task.done()
             w.group.form()

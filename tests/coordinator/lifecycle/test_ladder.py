@@ -36,6 +36,7 @@ groups = st.builds(
     forming=flags,
     has_model=flags,
     waited_s=seconds,
+    loading_s=seconds,
     problem=st.sampled_from(["", "rank 3 died"]),
 )
 locals_ = st.builds(
@@ -97,6 +98,35 @@ def test_waiting_always_has_an_end(job: JobFacts, group: GroupFacts, local: Loca
         local.available and not local.free,
     ]
     assert any(reasons)
+
+
+@pytest.mark.parametrize(
+    ("policy", "local", "rung"),
+    [
+        (Policy.ALLOW, LOCAL, Rung.LOCAL),
+        (Policy.FORBID, LOCAL, Rung.WAIT),
+        (Policy.ALLOW, LocalFacts(True, True, False, None), Rung.WAIT),
+        (Policy.ALLOW, LocalFacts(False, True, True, None), Rung.WAIT),
+    ],
+)
+def test_weights_are_waited_for_by_who_has_nowhere_else_to_go(
+    policy: Policy, local: LocalFacts, rung: Rung
+) -> None:
+    """A job that the local sampler could do goes there when the group's time is up, as ever; for
+    the others time in which nodes load does not count.
+    """
+    loading = GroupFacts(True, False, True, False, False, 1.0, loading_s=60.0)
+    assert decided(JobFacts(policy, None), loading, local).rung is rung
+    over = GroupFacts(True, False, True, False, False, WAIT_S, loading_s=60.0)
+    assert decided(JobFacts(policy, None), over, local).rung is not Rung.WAIT
+
+
+@given(group=groups)
+def test_whoever_waits_looks_again_when_something_may_have_changed(group: GroupFacts) -> None:
+    """First when those could go elsewhere that can, then when the others' time is up."""
+    lost_s = group.waited_s + group.loading_s
+    again = group.waits_on_s(WAIT_S)
+    assert again == WAIT_S - (lost_s if lost_s < WAIT_S else group.waited_s)
 
 
 @pytest.mark.parametrize("policy", [Policy.ALLOW, Policy.FORBID])
