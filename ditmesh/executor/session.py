@@ -35,8 +35,9 @@ from ditmesh.v1 import node_pb2, tensor_pb2
 
 log = logging.getLogger(__name__)
 
-# A job that lined up is in its model by then: for a result to be sent beside its beginning made the
-# transformer rest a millisecond longer (`python -m bench busy`).
+# A job that begins is in its model by then: for messages to be sent beside its beginning, such as
+# the result of the one before, made the transformer rest a millisecond longer
+# (`python -m bench busy`).
 _BEGIN_S = 0.003
 
 
