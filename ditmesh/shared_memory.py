@@ -29,6 +29,8 @@ keeps a tensor counts that tensor alone."""
 
 # Versions that do not lock what they read are not to share memory with those that rely on it.
 _LOCKS = "locks"
+_NAME = "ditmesh"
+_LINK = f"/memfd:{_NAME}"
 _PAGE = mmap.ALLOCATIONGRANULARITY
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
@@ -60,7 +62,7 @@ class Memory:
 
     def __init__(self) -> None:
         """Raises OSError where memory files are not to be had."""
-        self.fd = os.memfd_create("ditmesh", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         # Also when it is dropped unclosed, such as by a thread whose caller is gone.
         self._close = weakref.finalize(self, os.close, self.fd)
         # A file that shrinks kills whoever reads a mapping beyond its end.
@@ -72,6 +74,11 @@ class Memory:
     def publish(self) -> None:
         """Let others read it."""
         fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def seal(self) -> None:
+        """Let others read it, and nobody write to it any more: it cannot be used again."""
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW)
+        self.publish()
 
     def reuse(self) -> bool:
         """Make it this process's own again, and empty. False: somebody still reads it."""
@@ -145,16 +152,18 @@ class Memory:
 
 
 def read(
-    pid: int, fd: int, token: bytes, places: Iterable[tuple[int, int]]
+    pid: int, fd: int, token: bytes, places: Iterable[tuple[int, int]], *, sealed: bool = False
 ) -> list[bytes | memoryview]:
     """The data at each (offset, length) of another process's memory.
 
     Those that are large, and no small part of that memory, are mapped, not copied; they stay as
     they are whatever becomes of that process.
     Raises OSError when it cannot be opened, is not published, or is not the memory that begins
-    with `token`.
+    with `token`; with `sealed`, for a process that is not trusted, also when it is not sealed.
     """
     with _opened(pid, fd, token, os.O_RDONLY, lock=True) as own:
+        if sealed and not fcntl.fcntl(own, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
+            raise OSError(f"process {pid} can write to its file {fd}")
         size = os.fstat(own).st_size
         return [_read(own, offset, length, size) for offset, length in places]
 
@@ -167,7 +176,11 @@ def attach(pid: int, fd: int, token: bytes) -> memoryview:
 
 @contextmanager
 def _opened(pid: int, fd: int, token: bytes, mode: int, *, lock: bool = False) -> Iterator[int]:
-    own = os.open(f"/proc/{pid}/fd/{fd}", mode | os.O_CLOEXEC | os.O_NONBLOCK)
+    path = f"/proc/{pid}/fd/{fd}"
+    # What a client names may be anything: to open a device or a pipe can do something to it.
+    if not os.readlink(path).startswith(_LINK):
+        raise OSError(f"process {pid} has no memory at {fd}")
+    own = os.open(path, mode | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         if lock:
             # Held by what is mapped as well: Python's mmap has a duplicate of the descriptor.

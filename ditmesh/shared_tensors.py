@@ -6,16 +6,17 @@ import os
 from collections.abc import Mapping
 
 from ditmesh.shared_memory import Memory
-from ditmesh.v1 import node_pb2
+from ditmesh.v1 import tensor_pb2
 
 
-def places(memory: Memory, offsets: Mapping[int, int]) -> node_pb2.SharedTensors:
+def places(memory: Memory, offsets: Mapping[int, int]) -> tensor_pb2.SharedTensors:
     """`offsets`: by index, where in the memory each tensor begins."""
-    return node_pb2.SharedTensors(
+    return tensor_pb2.SharedTensors(
         pid=os.getpid(),
         fd=memory.fd,
         token=memory.token,
         tensors=[
-            node_pb2.SharedTensor(tensor=index, offset=offset) for index, offset in offsets.items()
+            tensor_pb2.SharedTensor(tensor=index, offset=offset)
+            for index, offset in offsets.items()
         ],
     )

@@ -175,6 +175,38 @@ def test_a_file_that_could_shrink_is_refused() -> None:
             shared_memory.read(os.getpid(), file.fileno(), bytes(16), [])
 
 
+def test_what_is_no_memory_is_not_even_opened(tmp_path: Path) -> None:
+    """Who opens a pipe lets its writer go on; so a client must not have anything opened."""
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR)
+    try:
+        with pytest.raises(OSError, match="no memory"):
+            shared_memory.read(os.getpid(), pipe, bytes(16), [])
+        with pytest.raises(OSError, match="no memory"):
+            shared_memory.attach(os.getpid(), pipe, bytes(16))
+    finally:
+        os.close(pipe)
+
+
+def test_sealed_memory_stays_as_it_is() -> None:
+    """Neither its owner nor a reader can write to it; what is not sealed is refused as such."""
+    tensor = WireTensor.from_numpy(np.full(MAPPED_FROM_BYTES, 7, np.uint8))
+    with Memory() as memory:
+        place = memory.add(tensor), tensor.spec.nbytes
+        memory.publish()
+        with pytest.raises(OSError, match="can write"):
+            shared_memory.read(os.getpid(), memory.fd, memory.token, [place], sealed=True)
+        memory.seal()
+        (view,) = shared_memory.read(os.getpid(), memory.fd, memory.token, [place], sealed=True)
+        with pytest.raises(OSError):
+            os.pwrite(memory.fd, b"new", place[0])
+        with pytest.raises(OSError):
+            shared_memory.attach(os.getpid(), memory.fd, memory.token)
+        with pytest.raises(OSError):
+            memory.map()
+    assert bytes(view) == bytes(tensor.data)
+
+
 _USER = """
 import os
 import numpy as np

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from coordinator.nodes.link import NodeLink
 from ditmesh.shared_memory import host_id
-from ditmesh.v1 import node_pb2
+from ditmesh.v1 import tensor_pb2
 
 # To be sent less than this takes no longer than to wait for a neighbour that is sent it.
 _WORTH_BYTES = 256 << 10
 
-_Places = asyncio.Future[node_pb2.SharedTensors | None]
+_Places = asyncio.Future[tensor_pb2.SharedTensors | None]
 
 
 class Neighbours:
@@ -38,13 +38,15 @@ class Neighbours:
         """Whether a member is to pass on what it is sent."""
         return link in self._passed
 
-    def passed(self, link: NodeLink, shared: node_pb2.SharedTensors | None) -> None:
+    def passed(self, link: NodeLink, shared: tensor_pb2.SharedTensors | None) -> None:
         """Where its neighbours find it; None: nowhere, or nothing more than was said before."""
         places = self._passed.get(link)
         if places is not None and not places.done():
             places.set_result(shared)
 
-    async def places(self, link: NodeLink, wanted: Sequence[int]) -> node_pb2.SharedTensors | None:
+    async def places(
+        self, link: NodeLink, wanted: Sequence[int]
+    ) -> tensor_pb2.SharedTensors | None:
         """Where a member finds some of the tensors that it wants, once its neighbour has them;
         None: nowhere.
         """
@@ -55,6 +57,6 @@ class Neighbours:
         found = [place for place in shared.tensors if place.tensor in wanted]
         if not found:
             return None
-        return node_pb2.SharedTensors(
+        return tensor_pb2.SharedTensors(
             pid=shared.pid, fd=shared.fd, token=shared.token, tensors=found
         )

@@ -13,7 +13,7 @@ from ditmesh.memory_pool import MemoryPool
 from ditmesh.shared_memory import Memory, host_id
 from ditmesh.shared_tensors import places
 from ditmesh.tensors import WireTensor
-from ditmesh.v1 import node_pb2
+from ditmesh.v1 import tensor_pb2
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Share:
         """A member has all tensors."""
         link.given.add(tensor.spec.sha256 for tensor in self.tensors if tensor.spec.sha256)
 
-    async def offer(self, link: NodeLink, needed: Sequence[int]) -> node_pb2.SharedTensors | None:
+    async def offer(self, link: NodeLink, needed: Sequence[int]) -> tensor_pb2.SharedTensors | None:
         """Where a member finds tensors; None: it will not find them, they are to be sent."""
         wanted = {(link, index) for index in needed}
         if not wanted or wanted & self._offered:
@@ -78,7 +78,7 @@ class Share:
             self._offered |= {(link, place.tensor) for place in found.tensors}
         return found
 
-    async def _place(self, needed: Sequence[int]) -> node_pb2.SharedTensors | None:
+    async def _place(self, needed: Sequence[int]) -> tensor_pb2.SharedTensors | None:
         nbytes = self._nbytes(needed)
         async with self._turn:
             for memory, offsets in self._written:
@@ -135,7 +135,7 @@ class CallMemory:
         self._mapped = memoryview(b"")
         self._places: tuple[tuple[int, int], ...] = ()
         """Where memory of which size is, the last for the output."""
-        self._message: node_pb2.CallMemory | None = None
+        self._message: tensor_pb2.CallMemory | None = None
 
     async def fill(
         self, tensors: Sequence[WireTensor], x: int, members: Sequence[NodeLink]
@@ -165,9 +165,9 @@ class CallMemory:
             # Closed meanwhile.
             return
         filled = places(memory, dict(zip(own, offsets[:-1], strict=True)))
-        self._message = node_pb2.CallMemory(tensors=filled, output=offsets[-1])
+        self._message = tensor_pb2.CallMemory(tensors=filled, output=offsets[-1])
 
-    def seen_by(self, link: NodeLink) -> node_pb2.CallMemory | None:
+    def seen_by(self, link: NodeLink) -> tensor_pb2.CallMemory | None:
         """Where a member finds it; None: there is nothing for it to find."""
         return self._message if _is_here(link) else None
 

@@ -9,7 +9,7 @@ from ditmesh.memory_pool import MemoryPool
 from ditmesh.shared_memory import Memory
 from ditmesh.shared_tensors import places
 from ditmesh.tensors import WireTensor
-from ditmesh.v1 import node_pb2
+from ditmesh.v1 import tensor_pb2
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class PassedOn:
 
     def place(
         self, tensors: Sequence[WireTensor], indices: Sequence[int]
-    ) -> node_pb2.SharedTensors:
+    ) -> tensor_pb2.SharedTensors:
         """Write those tensors to memory, once. Where they are; empty: nowhere."""
         try:
             memory = self._pool.take(sum(tensors[index].spec.nbytes for index in indices))
@@ -31,7 +31,7 @@ class PassedOn:
         except OSError as error:
             # They are sent to the others as well, then.
             log.warning("tensors cannot be passed on: %s", error)
-            return node_pb2.SharedTensors()
+            return tensor_pb2.SharedTensors()
         memory.publish()
         self._memory = memory
         return places(memory, offsets)

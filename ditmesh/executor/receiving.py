@@ -11,7 +11,7 @@ from ditmesh.content import ContentStore
 from ditmesh.errors import ProtocolError
 from ditmesh.exchange import Receiver, read_specs
 from ditmesh.tensors import WireTensor
-from ditmesh.v1 import node_pb2, tensor_pb2
+from ditmesh.v1 import tensor_pb2
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class _Request(Protocol):
     """What the requests of `Run` and `PredictStep` have in common."""
 
     chunk: tensor_pb2.TensorChunk
-    shared: node_pb2.SharedTensors
+    shared: tensor_pb2.SharedTensors
 
     def WhichOneof(self, oneof: str) -> str | None:
         """The kind of message."""
@@ -40,7 +40,7 @@ def receive(
     max_bytes: int,
     unasked: int = 0,
     mapped: Mapping[int, memoryview] | None = None,
-    offered: node_pb2.SharedTensors | None = None,
+    offered: tensor_pb2.SharedTensors | None = None,
 ) -> Generator[tensor_pb2.TensorsNeeded, None, tuple[WireTensor, ...]]:
     """Yields what to ask for, once or, when shared memory cannot be read, again; returns all.
 
@@ -89,7 +89,7 @@ def asking(
         yield message(needed)
 
 
-def _read_shared(receiver: Receiver, shared: node_pb2.SharedTensors) -> None:
+def _read_shared(receiver: Receiver, shared: tensor_pb2.SharedTensors) -> None:
     """Take what can be read; what cannot stays missing."""
     missing = set(receiver.missing)
     wanted = [place for place in shared.tensors if place.tensor in missing]

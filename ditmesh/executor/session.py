@@ -115,7 +115,7 @@ class RunSession:
     def _receive(
         self,
         order: node_pb2.RunJob,
-        offered: node_pb2.SharedTensors | None,
+        offered: tensor_pb2.SharedTensors | None,
         requests: Iterator[node_pb2.RunRequest],
     ) -> Generator[node_pb2.RunResponse, None, tuple[Job, Sequence[int]]]:
         """The job, and which of its tensors had to be asked for to the last."""

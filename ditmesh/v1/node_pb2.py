@@ -28,7 +28,7 @@ from ditmesh.v1 import sampler_pb2 as ditmesh_dot_v1_dot_sampler__pb2
 from ditmesh.v1 import tensor_pb2 as ditmesh_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64itmesh/v1/node.proto\x12\nditmesh.v1\x1a\x18\x64itmesh/v1/cluster.proto\x1a\x14\x64itmesh/v1/job.proto\x1a\x18\x64itmesh/v1/sampler.proto\x1a\x17\x64itmesh/v1/tensor.proto\"\x0e\n\x0cWatchRequest\"\xf5\x01\n\rWatchResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x04 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x05 \x01(\x04\x12%\n\x06models\x18\x06 \x03(\x0b\x32\x15.ditmesh.v1.NodeModel\x12\r\n\x05\x65poch\x18\x07 \x01(\x04\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x14\n\x0cnewest_epoch\x18\t \x01(\x04\x12\x0c\n\x04host\x18\n \x01(\t\x12\x0f\n\x07loading\x18\x0b \x01(\t\"=\n\tNodeModel\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.ditmesh.v1.Model\x12\x0e\n\x06loaded\x18\x02 \x01(\x08\"\x96\x01\n\x10JoinGroupRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\x12\n\nrendezvous\x18\x04 \x01(\t\x12$\n\x06meshes\x18\x05 \x03(\x0b\x32\x14.ditmesh.v1.MeshSpec\x12\x17\n\x0ftimeout_seconds\x18\x06 \x01(\x01\"E\n\x08MeshSpec\x12\r\n\x05ranks\x18\x01 \x03(\r\x12\x0f\n\x07ulysses\x18\x02 \x01(\r\x12\x0c\n\x04ring\x18\x03 \x01(\r\x12\x0b\n\x03\x63\x66g\x18\x04 \x01(\r\"\x13\n\x11JoinGroupResponse\"\"\n\x11LeaveGroupRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\x14\n\x12LeaveGroupResponse\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"$\n\x11LoadModelResponse\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\"\xab\x02\n\nRunRequest\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x12.ditmesh.v1.RunJobH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12%\n\x05start\x18\x03 \x01(\x0b\x32\x14.ditmesh.v1.StartRunH\x00\x12#\n\x04stop\x18\x04 \x01(\x0b\x32\x13.ditmesh.v1.StopRunH\x00\x12+\n\x06shared\x18\x05 \x01(\x0b\x32\x19.ditmesh.v1.SharedTensorsH\x00\x12*\n\x07offered\x18\x06 \x01(\x0b\x32\x19.ditmesh.v1.SharedTensors\x12\x0f\n\x07pass_on\x18\x07 \x01(\x08\x12\x0f\n\x07\x61t_once\x18\x08 \x01(\x08\x42\t\n\x07message\"b\n\rSharedTensors\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\n\n\x02\x66\x64\x18\x02 \x01(\r\x12\r\n\x05token\x18\x03 \x01(\x0c\x12)\n\x07tensors\x18\x04 \x03(\x0b\x32\x18.ditmesh.v1.SharedTensor\".\n\x0cSharedTensor\x12\x0e\n\x06tensor\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x90\x01\n\x06RunJob\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04mesh\x18\x02 \x01(\r\x12 \n\x03job\x18\x03 \x01(\x0b\x32\x13.ditmesh.v1.JobSpec\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0btraceparent\x18\x05 \x01(\tB\x13\n\x11_deadline_seconds\"\n\n\x08StartRun\"1\n\x07StopRun\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.ditmesh.v1.StopReason\"\xbe\x02\n\x0bRunResponse\x12+\n\x06needed\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.TensorsNeededH\x00\x12%\n\x05ready\x18\x02 \x01(\x0b\x32\x14.ditmesh.v1.RunReadyH\x00\x12(\n\x05state\x18\x03 \x01(\x0b\x32\x17.ditmesh.v1.StateUpdateH\x00\x12(\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12*\n\x06result\x18\x05 \x01(\x0b\x32\x18.ditmesh.v1.SampleResultH\x00\x12#\n\x04\x64one\x18\x06 \x01(\x0b\x32\x13.ditmesh.v1.RunDoneH\x00\x12+\n\x06passed\x18\x07 \x01(\x0b\x32\x19.ditmesh.v1.SharedTensorsH\x00\x42\t\n\x07message\"\x19\n\x08RunReady\x12\r\n\x05\x62\x65gun\x18\x01 \x01(\x08\"\x95\x01\n\x0bStateUpdate\x12\'\n\x07tensors\x18\x01 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12#\n\x05state\x18\x02 \x01(\x0b\x32\x14.ditmesh.v1.JobState\x12\r\n\x05sigma\x18\x03 \x01(\x02\x12)\n\x07preview\x18\x04 \x01(\x0b\x32\x18.ditmesh.v1.InlineTensor\"C\n\x07RunDone\x12\'\n\x07stopped\x18\x01 \x01(\x0e\x32\x16.ditmesh.v1.StopReason\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"#\n\x11\x46\x65tchStateRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"s\n\x12\x46\x65tchStateResponse\x12(\n\x05state\x18\x01 \x01(\x0b\x32\x17.ditmesh.v1.StateUpdateH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x42\t\n\x07message\"\xc1\x02\n\x12PredictStepRequest\x12+\n\x04open\x18\x01 \x01(\x0b\x32\x1b.ditmesh.v1.PredictStepOpenH\x00\x12\'\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.PredictCallH\x00\x12(\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12%\n\x05start\x18\x04 \x01(\x0b\x32\x14.ditmesh.v1.StartRunH\x00\x12+\n\x06shared\x18\x05 \x01(\x0b\x32\x19.ditmesh.v1.SharedTensorsH\x00\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12&\n\x06memory\x18\x07 \x01(\x0b\x32\x16.ditmesh.v1.CallMemory\x12\x0f\n\x07\x61t_once\x18\x08 \x01(\x08\x42\t\n\x07message\"H\n\nCallMemory\x12*\n\x07tensors\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.SharedTensors\x12\x0e\n\x06output\x18\x02 \x01(\x04\"\x97\x01\n\x0fPredictStepOpen\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04mesh\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12/\n\x0eweight_patches\x18\x04 \x03(\x0b\x32\x17.ditmesh.v1.WeightPatch\x12\'\n\x07tensors\x18\x05 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\"\x84\x02\n\x13PredictStepResponse\x12+\n\x06needed\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.TensorsNeededH\x00\x12%\n\x05ready\x18\x02 \x01(\x0b\x32\x14.ditmesh.v1.RunReadyH\x00\x12+\n\x06result\x18\x03 \x01(\x0b\x32\x19.ditmesh.v1.PredictResultH\x00\x12(\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12&\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x15.ditmesh.v1.CallErrorH\x00\x12\x0f\n\x07written\x18\x06 \x01(\x08\x42\t\n\x07message*y\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15STOP_REASON_CANCELLED\x10\x01\x12\x18\n\x14STOP_REASON_DEADLINE\x10\x02\x12\x19\n\x15STOP_REASON_PREEMPTED\x10\x03\x32\x8d\x04\n\x0bNodeService\x12>\n\x05Watch\x12\x18.ditmesh.v1.WatchRequest\x1a\x19.ditmesh.v1.WatchResponse0\x01\x12H\n\tJoinGroup\x12\x1c.ditmesh.v1.JoinGroupRequest\x1a\x1d.ditmesh.v1.JoinGroupResponse\x12K\n\nLeaveGroup\x12\x1d.ditmesh.v1.LeaveGroupRequest\x1a\x1e.ditmesh.v1.LeaveGroupResponse\x12H\n\tLoadModel\x12\x1c.ditmesh.v1.LoadModelRequest\x1a\x1d.ditmesh.v1.LoadModelResponse\x12:\n\x03Run\x12\x16.ditmesh.v1.RunRequest\x1a\x17.ditmesh.v1.RunResponse(\x01\x30\x01\x12M\n\nFetchState\x12\x1d.ditmesh.v1.FetchStateRequest\x1a\x1e.ditmesh.v1.FetchStateResponse0\x01\x12R\n\x0bPredictStep\x12\x1e.ditmesh.v1.PredictStepRequest\x1a\x1f.ditmesh.v1.PredictStepResponse(\x01\x30\x01\x42$\n\nditmesh.v1P\x01Z\x14\x64itmesh/v1;ditmeshv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64itmesh/v1/node.proto\x12\nditmesh.v1\x1a\x18\x64itmesh/v1/cluster.proto\x1a\x14\x64itmesh/v1/job.proto\x1a\x18\x64itmesh/v1/sampler.proto\x1a\x17\x64itmesh/v1/tensor.proto\"\x0e\n\x0cWatchRequest\"\xf5\x01\n\rWatchResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x04 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x05 \x01(\x04\x12%\n\x06models\x18\x06 \x03(\x0b\x32\x15.ditmesh.v1.NodeModel\x12\r\n\x05\x65poch\x18\x07 \x01(\x04\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x14\n\x0cnewest_epoch\x18\t \x01(\x04\x12\x0c\n\x04host\x18\n \x01(\t\x12\x0f\n\x07loading\x18\x0b \x01(\t\"=\n\tNodeModel\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.ditmesh.v1.Model\x12\x0e\n\x06loaded\x18\x02 \x01(\x08\"\x96\x01\n\x10JoinGroupRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\x12\n\nrendezvous\x18\x04 \x01(\t\x12$\n\x06meshes\x18\x05 \x03(\x0b\x32\x14.ditmesh.v1.MeshSpec\x12\x17\n\x0ftimeout_seconds\x18\x06 \x01(\x01\"E\n\x08MeshSpec\x12\r\n\x05ranks\x18\x01 \x03(\r\x12\x0f\n\x07ulysses\x18\x02 \x01(\r\x12\x0c\n\x04ring\x18\x03 \x01(\r\x12\x0b\n\x03\x63\x66g\x18\x04 \x01(\r\"\x13\n\x11JoinGroupResponse\"\"\n\x11LeaveGroupRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\x14\n\x12LeaveGroupResponse\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"$\n\x11LoadModelResponse\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\"\xd3\x02\n\nRunRequest\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x12.ditmesh.v1.RunJobH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12%\n\x05start\x18\x03 \x01(\x0b\x32\x14.ditmesh.v1.StartRunH\x00\x12#\n\x04stop\x18\x04 \x01(\x0b\x32\x13.ditmesh.v1.StopRunH\x00\x12+\n\x06shared\x18\x05 \x01(\x0b\x32\x19.ditmesh.v1.SharedTensorsH\x00\x12*\n\x07offered\x18\x06 \x01(\x0b\x32\x19.ditmesh.v1.SharedTensors\x12\x0f\n\x07pass_on\x18\x07 \x01(\x08\x12\x0f\n\x07\x61t_once\x18\x08 \x01(\x08\x12&\n\x06memory\x18\t \x01(\x0b\x32\x16.ditmesh.v1.CallMemoryB\t\n\x07message\"\x90\x01\n\x06RunJob\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04mesh\x18\x02 \x01(\r\x12 \n\x03job\x18\x03 \x01(\x0b\x32\x13.ditmesh.v1.JobSpec\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0btraceparent\x18\x05 \x01(\tB\x13\n\x11_deadline_seconds\"\n\n\x08StartRun\"1\n\x07StopRun\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.ditmesh.v1.StopReason\"\xf3\x02\n\x0bRunResponse\x12+\n\x06needed\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.TensorsNeededH\x00\x12%\n\x05ready\x18\x02 \x01(\x0b\x32\x14.ditmesh.v1.RunReadyH\x00\x12(\n\x05state\x18\x03 \x01(\x0b\x32\x17.ditmesh.v1.StateUpdateH\x00\x12(\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12*\n\x06result\x18\x05 \x01(\x0b\x32\x18.ditmesh.v1.SampleResultH\x00\x12#\n\x04\x64one\x18\x06 \x01(\x0b\x32\x13.ditmesh.v1.RunDoneH\x00\x12+\n\x06passed\x18\x07 \x01(\x0b\x32\x19.ditmesh.v1.SharedTensorsH\x00\x12\x0f\n\x07written\x18\x08 \x01(\x08\x12\"\n\x05\x65nded\x18\t \x01(\x0b\x32\x13.ditmesh.v1.RunDoneB\t\n\x07message\"\x19\n\x08RunReady\x12\r\n\x05\x62\x65gun\x18\x01 \x01(\x08\"\x95\x01\n\x0bStateUpdate\x12\'\n\x07tensors\x18\x01 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12#\n\x05state\x18\x02 \x01(\x0b\x32\x14.ditmesh.v1.JobState\x12\r\n\x05sigma\x18\x03 \x01(\x02\x12)\n\x07preview\x18\x04 \x01(\x0b\x32\x18.ditmesh.v1.InlineTensor\"C\n\x07RunDone\x12\'\n\x07stopped\x18\x01 \x01(\x0e\x32\x16.ditmesh.v1.StopReason\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"#\n\x11\x46\x65tchStateRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"s\n\x12\x46\x65tchStateResponse\x12(\n\x05state\x18\x01 \x01(\x0b\x32\x17.ditmesh.v1.StateUpdateH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x42\t\n\x07message\"\xc1\x02\n\x12PredictStepRequest\x12+\n\x04open\x18\x01 \x01(\x0b\x32\x1b.ditmesh.v1.PredictStepOpenH\x00\x12\'\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.PredictCallH\x00\x12(\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12%\n\x05start\x18\x04 \x01(\x0b\x32\x14.ditmesh.v1.StartRunH\x00\x12+\n\x06shared\x18\x05 \x01(\x0b\x32\x19.ditmesh.v1.SharedTensorsH\x00\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12&\n\x06memory\x18\x07 \x01(\x0b\x32\x16.ditmesh.v1.CallMemory\x12\x0f\n\x07\x61t_once\x18\x08 \x01(\x08\x42\t\n\x07message\"\x97\x01\n\x0fPredictStepOpen\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04mesh\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12/\n\x0eweight_patches\x18\x04 \x03(\x0b\x32\x17.ditmesh.v1.WeightPatch\x12\'\n\x07tensors\x18\x05 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\"\x84\x02\n\x13PredictStepResponse\x12+\n\x06needed\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.TensorsNeededH\x00\x12%\n\x05ready\x18\x02 \x01(\x0b\x32\x14.ditmesh.v1.RunReadyH\x00\x12+\n\x06result\x18\x03 \x01(\x0b\x32\x19.ditmesh.v1.PredictResultH\x00\x12(\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12&\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x15.ditmesh.v1.CallErrorH\x00\x12\x0f\n\x07written\x18\x06 \x01(\x08\x42\t\n\x07message*y\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15STOP_REASON_CANCELLED\x10\x01\x12\x18\n\x14STOP_REASON_DEADLINE\x10\x02\x12\x19\n\x15STOP_REASON_PREEMPTED\x10\x03\x32\x8d\x04\n\x0bNodeService\x12>\n\x05Watch\x12\x18.ditmesh.v1.WatchRequest\x1a\x19.ditmesh.v1.WatchResponse0\x01\x12H\n\tJoinGroup\x12\x1c.ditmesh.v1.JoinGroupRequest\x1a\x1d.ditmesh.v1.JoinGroupResponse\x12K\n\nLeaveGroup\x12\x1d.ditmesh.v1.LeaveGroupRequest\x1a\x1e.ditmesh.v1.LeaveGroupResponse\x12H\n\tLoadModel\x12\x1c.ditmesh.v1.LoadModelRequest\x1a\x1d.ditmesh.v1.LoadModelResponse\x12:\n\x03Run\x12\x16.ditmesh.v1.RunRequest\x1a\x17.ditmesh.v1.RunResponse(\x01\x30\x01\x12M\n\nFetchState\x12\x1d.ditmesh.v1.FetchStateRequest\x1a\x1e.ditmesh.v1.FetchStateResponse0\x01\x12R\n\x0bPredictStep\x12\x1e.ditmesh.v1.PredictStepRequest\x1a\x1f.ditmesh.v1.PredictStepResponse(\x01\x30\x01\x42$\n\nditmesh.v1P\x01Z\x14\x64itmesh/v1;ditmeshv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ditmesh.v1.node_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\nditmesh.v1P\001Z\024ditmesh/v1;ditmeshv1'
-  _globals['_STOPREASON']._serialized_start=3037
-  _globals['_STOPREASON']._serialized_end=3158
+  _globals['_STOPREASON']._serialized_start=2908
+  _globals['_STOPREASON']._serialized_end=3029
   _globals['_WATCHREQUEST']._serialized_start=136
   _globals['_WATCHREQUEST']._serialized_end=150
   _globals['_WATCHRESPONSE']._serialized_start=153
@@ -59,37 +59,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADMODELRESPONSE']._serialized_start=801
   _globals['_LOADMODELRESPONSE']._serialized_end=837
   _globals['_RUNREQUEST']._serialized_start=840
-  _globals['_RUNREQUEST']._serialized_end=1139
-  _globals['_SHAREDTENSORS']._serialized_start=1141
-  _globals['_SHAREDTENSORS']._serialized_end=1239
-  _globals['_SHAREDTENSOR']._serialized_start=1241
-  _globals['_SHAREDTENSOR']._serialized_end=1287
-  _globals['_RUNJOB']._serialized_start=1290
-  _globals['_RUNJOB']._serialized_end=1434
-  _globals['_STARTRUN']._serialized_start=1436
-  _globals['_STARTRUN']._serialized_end=1446
-  _globals['_STOPRUN']._serialized_start=1448
-  _globals['_STOPRUN']._serialized_end=1497
-  _globals['_RUNRESPONSE']._serialized_start=1500
-  _globals['_RUNRESPONSE']._serialized_end=1818
-  _globals['_RUNREADY']._serialized_start=1820
-  _globals['_RUNREADY']._serialized_end=1845
-  _globals['_STATEUPDATE']._serialized_start=1848
-  _globals['_STATEUPDATE']._serialized_end=1997
-  _globals['_RUNDONE']._serialized_start=1999
-  _globals['_RUNDONE']._serialized_end=2066
-  _globals['_FETCHSTATEREQUEST']._serialized_start=2068
-  _globals['_FETCHSTATEREQUEST']._serialized_end=2103
-  _globals['_FETCHSTATERESPONSE']._serialized_start=2105
-  _globals['_FETCHSTATERESPONSE']._serialized_end=2220
-  _globals['_PREDICTSTEPREQUEST']._serialized_start=2223
-  _globals['_PREDICTSTEPREQUEST']._serialized_end=2544
-  _globals['_CALLMEMORY']._serialized_start=2546
-  _globals['_CALLMEMORY']._serialized_end=2618
-  _globals['_PREDICTSTEPOPEN']._serialized_start=2621
-  _globals['_PREDICTSTEPOPEN']._serialized_end=2772
-  _globals['_PREDICTSTEPRESPONSE']._serialized_start=2775
-  _globals['_PREDICTSTEPRESPONSE']._serialized_end=3035
-  _globals['_NODESERVICE']._serialized_start=3161
-  _globals['_NODESERVICE']._serialized_end=3686
+  _globals['_RUNREQUEST']._serialized_end=1179
+  _globals['_RUNJOB']._serialized_start=1182
+  _globals['_RUNJOB']._serialized_end=1326
+  _globals['_STARTRUN']._serialized_start=1328
+  _globals['_STARTRUN']._serialized_end=1338
+  _globals['_STOPRUN']._serialized_start=1340
+  _globals['_STOPRUN']._serialized_end=1389
+  _globals['_RUNRESPONSE']._serialized_start=1392
+  _globals['_RUNRESPONSE']._serialized_end=1763
+  _globals['_RUNREADY']._serialized_start=1765
+  _globals['_RUNREADY']._serialized_end=1790
+  _globals['_STATEUPDATE']._serialized_start=1793
+  _globals['_STATEUPDATE']._serialized_end=1942
+  _globals['_RUNDONE']._serialized_start=1944
+  _globals['_RUNDONE']._serialized_end=2011
+  _globals['_FETCHSTATEREQUEST']._serialized_start=2013
+  _globals['_FETCHSTATEREQUEST']._serialized_end=2048
+  _globals['_FETCHSTATERESPONSE']._serialized_start=2050
+  _globals['_FETCHSTATERESPONSE']._serialized_end=2165
+  _globals['_PREDICTSTEPREQUEST']._serialized_start=2168
+  _globals['_PREDICTSTEPREQUEST']._serialized_end=2489
+  _globals['_PREDICTSTEPOPEN']._serialized_start=2492
+  _globals['_PREDICTSTEPOPEN']._serialized_end=2643
+  _globals['_PREDICTSTEPRESPONSE']._serialized_start=2646
+  _globals['_PREDICTSTEPRESPONSE']._serialized_end=2906
+  _globals['_NODESERVICE']._serialized_start=3032
+  _globals['_NODESERVICE']._serialized_end=3557
 # @@protoc_insertion_point(module_scope)

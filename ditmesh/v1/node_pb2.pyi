@@ -115,7 +115,7 @@ class LoadModelResponse(_message.Message):
     def __init__(self, seconds: _Optional[float] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("job", "chunk", "start", "stop", "shared", "offered", "pass_on", "at_once")
+    __slots__ = ("job", "chunk", "start", "stop", "shared", "offered", "pass_on", "at_once", "memory")
     JOB_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -124,35 +124,17 @@ class RunRequest(_message.Message):
     OFFERED_FIELD_NUMBER: _ClassVar[int]
     PASS_ON_FIELD_NUMBER: _ClassVar[int]
     AT_ONCE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     job: RunJob
     chunk: _tensor_pb2.TensorChunk
     start: StartRun
     stop: StopRun
-    shared: SharedTensors
-    offered: SharedTensors
+    shared: _tensor_pb2.SharedTensors
+    offered: _tensor_pb2.SharedTensors
     pass_on: bool
     at_once: bool
-    def __init__(self, job: _Optional[_Union[RunJob, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., stop: _Optional[_Union[StopRun, _Mapping]] = ..., shared: _Optional[_Union[SharedTensors, _Mapping]] = ..., offered: _Optional[_Union[SharedTensors, _Mapping]] = ..., pass_on: bool = ..., at_once: bool = ...) -> None: ...
-
-class SharedTensors(_message.Message):
-    __slots__ = ("pid", "fd", "token", "tensors")
-    PID_FIELD_NUMBER: _ClassVar[int]
-    FD_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_FIELD_NUMBER: _ClassVar[int]
-    TENSORS_FIELD_NUMBER: _ClassVar[int]
-    pid: int
-    fd: int
-    token: bytes
-    tensors: _containers.RepeatedCompositeFieldContainer[SharedTensor]
-    def __init__(self, pid: _Optional[int] = ..., fd: _Optional[int] = ..., token: _Optional[bytes] = ..., tensors: _Optional[_Iterable[_Union[SharedTensor, _Mapping]]] = ...) -> None: ...
-
-class SharedTensor(_message.Message):
-    __slots__ = ("tensor", "offset")
-    TENSOR_FIELD_NUMBER: _ClassVar[int]
-    OFFSET_FIELD_NUMBER: _ClassVar[int]
-    tensor: int
-    offset: int
-    def __init__(self, tensor: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+    memory: _tensor_pb2.CallMemory
+    def __init__(self, job: _Optional[_Union[RunJob, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., stop: _Optional[_Union[StopRun, _Mapping]] = ..., shared: _Optional[_Union[_tensor_pb2.SharedTensors, _Mapping]] = ..., offered: _Optional[_Union[_tensor_pb2.SharedTensors, _Mapping]] = ..., pass_on: bool = ..., at_once: bool = ..., memory: _Optional[_Union[_tensor_pb2.CallMemory, _Mapping]] = ...) -> None: ...
 
 class RunJob(_message.Message):
     __slots__ = ("epoch", "mesh", "job", "deadline_seconds", "traceparent")
@@ -179,7 +161,7 @@ class StopRun(_message.Message):
     def __init__(self, reason: _Optional[_Union[StopReason, str]] = ...) -> None: ...
 
 class RunResponse(_message.Message):
-    __slots__ = ("needed", "ready", "state", "chunk", "result", "done", "passed")
+    __slots__ = ("needed", "ready", "state", "chunk", "result", "done", "passed", "written", "ended")
     NEEDED_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -187,14 +169,18 @@ class RunResponse(_message.Message):
     RESULT_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     PASSED_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
     needed: _tensor_pb2.TensorsNeeded
     ready: RunReady
     state: StateUpdate
     chunk: _tensor_pb2.TensorChunk
     result: _sampler_pb2.SampleResult
     done: RunDone
-    passed: SharedTensors
-    def __init__(self, needed: _Optional[_Union[_tensor_pb2.TensorsNeeded, _Mapping]] = ..., ready: _Optional[_Union[RunReady, _Mapping]] = ..., state: _Optional[_Union[StateUpdate, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., result: _Optional[_Union[_sampler_pb2.SampleResult, _Mapping]] = ..., done: _Optional[_Union[RunDone, _Mapping]] = ..., passed: _Optional[_Union[SharedTensors, _Mapping]] = ...) -> None: ...
+    passed: _tensor_pb2.SharedTensors
+    written: bool
+    ended: RunDone
+    def __init__(self, needed: _Optional[_Union[_tensor_pb2.TensorsNeeded, _Mapping]] = ..., ready: _Optional[_Union[RunReady, _Mapping]] = ..., state: _Optional[_Union[StateUpdate, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., result: _Optional[_Union[_sampler_pb2.SampleResult, _Mapping]] = ..., done: _Optional[_Union[RunDone, _Mapping]] = ..., passed: _Optional[_Union[_tensor_pb2.SharedTensors, _Mapping]] = ..., written: bool = ..., ended: _Optional[_Union[RunDone, _Mapping]] = ...) -> None: ...
 
 class RunReady(_message.Message):
     __slots__ = ("begun",)
@@ -250,19 +236,11 @@ class PredictStepRequest(_message.Message):
     call: _sampler_pb2.PredictCall
     chunk: _tensor_pb2.TensorChunk
     start: StartRun
-    shared: SharedTensors
+    shared: _tensor_pb2.SharedTensors
     traceparent: str
-    memory: CallMemory
+    memory: _tensor_pb2.CallMemory
     at_once: bool
-    def __init__(self, open: _Optional[_Union[PredictStepOpen, _Mapping]] = ..., call: _Optional[_Union[_sampler_pb2.PredictCall, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., shared: _Optional[_Union[SharedTensors, _Mapping]] = ..., traceparent: _Optional[str] = ..., memory: _Optional[_Union[CallMemory, _Mapping]] = ..., at_once: bool = ...) -> None: ...
-
-class CallMemory(_message.Message):
-    __slots__ = ("tensors", "output")
-    TENSORS_FIELD_NUMBER: _ClassVar[int]
-    OUTPUT_FIELD_NUMBER: _ClassVar[int]
-    tensors: SharedTensors
-    output: int
-    def __init__(self, tensors: _Optional[_Union[SharedTensors, _Mapping]] = ..., output: _Optional[int] = ...) -> None: ...
+    def __init__(self, open: _Optional[_Union[PredictStepOpen, _Mapping]] = ..., call: _Optional[_Union[_sampler_pb2.PredictCall, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start: _Optional[_Union[StartRun, _Mapping]] = ..., shared: _Optional[_Union[_tensor_pb2.SharedTensors, _Mapping]] = ..., traceparent: _Optional[str] = ..., memory: _Optional[_Union[_tensor_pb2.CallMemory, _Mapping]] = ..., at_once: bool = ...) -> None: ...
 
 class PredictStepOpen(_message.Message):
     __slots__ = ("epoch", "mesh", "model", "weight_patches", "tensors")

@@ -26,7 +26,7 @@ from ditmesh.v1 import job_pb2 as ditmesh_dot_v1_dot_job__pb2
 from ditmesh.v1 import tensor_pb2 as ditmesh_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64itmesh/v1/sampler.proto\x12\nditmesh.v1\x1a\x14\x64itmesh/v1/job.proto\x1a\x17\x64itmesh/v1/tensor.proto\"\x91\x01\n\rSampleRequest\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x13.ditmesh.v1.JobSpecH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12\'\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x15.ditmesh.v1.CancelJobH\x00\x42\t\n\x07message\"\x0b\n\tCancelJob\"\xcc\x02\n\x0eSampleResponse\x12+\n\x06needed\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.TensorsNeededH\x00\x12+\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.JobAcceptedH\x00\x12*\n\x05queue\x18\x03 \x01(\x0b\x32\x19.ditmesh.v1.QueuePositionH\x00\x12(\n\x08progress\x18\x04 \x01(\x0b\x32\x14.ditmesh.v1.ProgressH\x00\x12*\n\x06result\x18\x05 \x01(\x0b\x32\x18.ditmesh.v1.SampleResultH\x00\x12(\n\x05\x63hunk\x18\x06 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12)\n\x07summary\x18\x07 \x01(\x0b\x32\x16.ditmesh.v1.JobSummaryH\x00\x42\t\n\x07message\"U\n\x0bJobAccepted\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0equeue_position\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x0f\n\x07resumed\x18\x04 \x01(\x08\"!\n\rQueuePosition\x12\x10\n\x08position\x18\x01 \x01(\r\"s\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12\r\n\x05sigma\x18\x03 \x01(\x02\x12\x10\n\x08\x65xecutor\x18\x04 \x01(\t\x12)\n\x07preview\x18\x05 \x01(\x0b\x32\x18.ditmesh.v1.InlineTensor\"l\n\x0cSampleResult\x12\'\n\x07tensors\x18\x01 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12\x0e\n\x06latent\x18\x02 \x01(\r\x12#\n\x05state\x18\x03 \x01(\x0b\x32\x14.ditmesh.v1.JobState\"\xaa\x01\n\nJobSummary\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08trace_id\x18\x02 \x01(\t\x12%\n\x08segments\x18\x03 \x03(\x0b\x32\x13.ditmesh.v1.Segment\x12\'\n\tfallbacks\x18\x04 \x03(\x0b\x32\x14.ditmesh.v1.Fallback\x12\x15\n\rqueue_seconds\x18\x05 \x01(\x01\x12\x13\n\x0brun_seconds\x18\x06 \x01(\x01\"~\n\x07Segment\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05ranks\x18\x03 \x01(\r\x12\x0c\n\x04mesh\x18\x04 \x01(\t\x12\x12\n\nfirst_step\x18\x05 \x01(\r\x12\x10\n\x08\x65nd_step\x18\x06 \x01(\r\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\"t\n\x08\x46\x61llback\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0f\n\x07\x61t_step\x18\x05 \x01(\r\x12\x16\n\x0erepeated_steps\x18\x06 \x01(\r\"\x97\x01\n\x0ePredictRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.ditmesh.v1.PredictOpenH\x00\x12\'\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.PredictCallH\x00\x12(\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x42\t\n\x07message\"\xa4\x01\n\x0bPredictOpen\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x08\x66\x61llback\x18\x02 \x01(\x0e\x32\x1a.ditmesh.v1.FallbackPolicy\x12/\n\x0eweight_patches\x18\x03 \x03(\x0b\x32\x17.ditmesh.v1.WeightPatch\x12\'\n\x07tensors\x18\x04 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\"\xa5\x01\n\x0bPredictCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\'\n\x07tensors\x18\x02 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12\t\n\x01x\x18\x03 \x01(\r\x12\x10\n\x08timestep\x18\x04 \x03(\x01\x12.\n\x0c\x63onditioning\x18\x05 \x01(\x0b\x32\x18.ditmesh.v1.Conditioning\x12\x0f\n\x07unasked\x18\x06 \x01(\r\"\xc8\x01\n\x0fPredictResponse\x12+\n\x06needed\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.TensorsNeededH\x00\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x19.ditmesh.v1.PredictResultH\x00\x12(\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12&\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x15.ditmesh.v1.CallErrorH\x00\x42\t\n\x07message\"s\n\rPredictResult\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12&\n\x06output\x18\x02 \x01(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12\x10\n\x08\x65xecutor\x18\x03 \x01(\t\x12\x17\n\x0f\x66\x61llback_reason\x18\x04 \x01(\t\",\n\tCallError\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\x0c\x32\x9d\x01\n\x0eSamplerService\x12\x43\n\x06Sample\x12\x19.ditmesh.v1.SampleRequest\x1a\x1a.ditmesh.v1.SampleResponse(\x01\x30\x01\x12\x46\n\x07Predict\x12\x1a.ditmesh.v1.PredictRequest\x1a\x1b.ditmesh.v1.PredictResponse(\x01\x30\x01\x42$\n\nditmesh.v1P\x01Z\x14\x64itmesh/v1;ditmeshv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64itmesh/v1/sampler.proto\x12\nditmesh.v1\x1a\x14\x64itmesh/v1/job.proto\x1a\x17\x64itmesh/v1/tensor.proto\"\xa2\x02\n\rSampleRequest\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x13.ditmesh.v1.JobSpecH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12\'\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x15.ditmesh.v1.CancelJobH\x00\x12+\n\x06shared\x18\x04 \x01(\x0b\x32\x19.ditmesh.v1.SharedTensorsH\x00\x12(\n\x06memory\x18\x05 \x01(\x0b\x32\x16.ditmesh.v1.CallMemoryH\x00\x12\x0c\n\x04host\x18\x06 \x01(\t\x12*\n\x07offered\x18\x07 \x01(\x0b\x32\x19.ditmesh.v1.SharedTensorsB\t\n\x07message\"\x0b\n\tCancelJob\"\x94\x03\n\x0eSampleResponse\x12+\n\x06needed\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.TensorsNeededH\x00\x12+\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.JobAcceptedH\x00\x12*\n\x05queue\x18\x03 \x01(\x0b\x32\x19.ditmesh.v1.QueuePositionH\x00\x12(\n\x08progress\x18\x04 \x01(\x0b\x32\x14.ditmesh.v1.ProgressH\x00\x12*\n\x06result\x18\x05 \x01(\x0b\x32\x18.ditmesh.v1.SampleResultH\x00\x12(\n\x05\x63hunk\x18\x06 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12)\n\x07summary\x18\x07 \x01(\x0b\x32\x16.ditmesh.v1.JobSummaryH\x00\x12\x0e\n\x06shares\x18\x08 \x01(\x08\x12\x0f\n\x07written\x18\t \x01(\x08\x12%\n\x05\x65nded\x18\n \x01(\x0b\x32\x16.ditmesh.v1.JobSummaryB\t\n\x07message\"k\n\x0bJobAccepted\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0equeue_position\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x0f\n\x07resumed\x18\x04 \x01(\x08\x12\x14\n\x0clatent_bytes\x18\x05 \x01(\x04\"!\n\rQueuePosition\x12\x10\n\x08position\x18\x01 \x01(\r\"s\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12\r\n\x05sigma\x18\x03 \x01(\x02\x12\x10\n\x08\x65xecutor\x18\x04 \x01(\t\x12)\n\x07preview\x18\x05 \x01(\x0b\x32\x18.ditmesh.v1.InlineTensor\"l\n\x0cSampleResult\x12\'\n\x07tensors\x18\x01 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12\x0e\n\x06latent\x18\x02 \x01(\r\x12#\n\x05state\x18\x03 \x01(\x0b\x32\x14.ditmesh.v1.JobState\"\xaa\x01\n\nJobSummary\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08trace_id\x18\x02 \x01(\t\x12%\n\x08segments\x18\x03 \x03(\x0b\x32\x13.ditmesh.v1.Segment\x12\'\n\tfallbacks\x18\x04 \x03(\x0b\x32\x14.ditmesh.v1.Fallback\x12\x15\n\rqueue_seconds\x18\x05 \x01(\x01\x12\x13\n\x0brun_seconds\x18\x06 \x01(\x01\"~\n\x07Segment\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05ranks\x18\x03 \x01(\r\x12\x0c\n\x04mesh\x18\x04 \x01(\t\x12\x12\n\nfirst_step\x18\x05 \x01(\r\x12\x10\n\x08\x65nd_step\x18\x06 \x01(\r\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\"t\n\x08\x46\x61llback\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0f\n\x07\x61t_step\x18\x05 \x01(\r\x12\x16\n\x0erepeated_steps\x18\x06 \x01(\r\"\xbf\x01\n\x0ePredictRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.ditmesh.v1.PredictOpenH\x00\x12\'\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x17.ditmesh.v1.PredictCallH\x00\x12(\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12&\n\x06memory\x18\x04 \x01(\x0b\x32\x16.ditmesh.v1.CallMemoryB\t\n\x07message\"\xb2\x01\n\x0bPredictOpen\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x08\x66\x61llback\x18\x02 \x01(\x0e\x32\x1a.ditmesh.v1.FallbackPolicy\x12/\n\x0eweight_patches\x18\x03 \x03(\x0b\x32\x17.ditmesh.v1.WeightPatch\x12\'\n\x07tensors\x18\x04 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12\x0c\n\x04host\x18\x05 \x01(\t\"\xa5\x01\n\x0bPredictCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\'\n\x07tensors\x18\x02 \x03(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12\t\n\x01x\x18\x03 \x01(\r\x12\x10\n\x08timestep\x18\x04 \x03(\x01\x12.\n\x0c\x63onditioning\x18\x05 \x01(\x0b\x32\x18.ditmesh.v1.Conditioning\x12\x0f\n\x07unasked\x18\x06 \x01(\r\"\xe9\x01\n\x0fPredictResponse\x12+\n\x06needed\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.TensorsNeededH\x00\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x19.ditmesh.v1.PredictResultH\x00\x12(\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x17.ditmesh.v1.TensorChunkH\x00\x12&\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x15.ditmesh.v1.CallErrorH\x00\x12\x0e\n\x06shares\x18\x05 \x01(\x08\x12\x0f\n\x07written\x18\x06 \x01(\x08\x42\t\n\x07message\"s\n\rPredictResult\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12&\n\x06output\x18\x02 \x01(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12\x10\n\x08\x65xecutor\x18\x03 \x01(\t\x12\x17\n\x0f\x66\x61llback_reason\x18\x04 \x01(\t\",\n\tCallError\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\x0c\x32\x9d\x01\n\x0eSamplerService\x12\x43\n\x06Sample\x12\x19.ditmesh.v1.SampleRequest\x1a\x1a.ditmesh.v1.SampleResponse(\x01\x30\x01\x12\x46\n\x07Predict\x12\x1a.ditmesh.v1.PredictRequest\x1a\x1b.ditmesh.v1.PredictResponse(\x01\x30\x01\x42$\n\nditmesh.v1P\x01Z\x14\x64itmesh/v1;ditmeshv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,37 +35,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\nditmesh.v1P\001Z\024ditmesh/v1;ditmeshv1'
   _globals['_SAMPLEREQUEST']._serialized_start=88
-  _globals['_SAMPLEREQUEST']._serialized_end=233
-  _globals['_CANCELJOB']._serialized_start=235
-  _globals['_CANCELJOB']._serialized_end=246
-  _globals['_SAMPLERESPONSE']._serialized_start=249
-  _globals['_SAMPLERESPONSE']._serialized_end=581
-  _globals['_JOBACCEPTED']._serialized_start=583
-  _globals['_JOBACCEPTED']._serialized_end=668
-  _globals['_QUEUEPOSITION']._serialized_start=670
-  _globals['_QUEUEPOSITION']._serialized_end=703
-  _globals['_PROGRESS']._serialized_start=705
-  _globals['_PROGRESS']._serialized_end=820
-  _globals['_SAMPLERESULT']._serialized_start=822
-  _globals['_SAMPLERESULT']._serialized_end=930
-  _globals['_JOBSUMMARY']._serialized_start=933
-  _globals['_JOBSUMMARY']._serialized_end=1103
-  _globals['_SEGMENT']._serialized_start=1105
-  _globals['_SEGMENT']._serialized_end=1231
-  _globals['_FALLBACK']._serialized_start=1233
-  _globals['_FALLBACK']._serialized_end=1349
-  _globals['_PREDICTREQUEST']._serialized_start=1352
-  _globals['_PREDICTREQUEST']._serialized_end=1503
-  _globals['_PREDICTOPEN']._serialized_start=1506
-  _globals['_PREDICTOPEN']._serialized_end=1670
-  _globals['_PREDICTCALL']._serialized_start=1673
-  _globals['_PREDICTCALL']._serialized_end=1838
-  _globals['_PREDICTRESPONSE']._serialized_start=1841
-  _globals['_PREDICTRESPONSE']._serialized_end=2041
-  _globals['_PREDICTRESULT']._serialized_start=2043
-  _globals['_PREDICTRESULT']._serialized_end=2158
-  _globals['_CALLERROR']._serialized_start=2160
-  _globals['_CALLERROR']._serialized_end=2204
-  _globals['_SAMPLERSERVICE']._serialized_start=2207
-  _globals['_SAMPLERSERVICE']._serialized_end=2364
+  _globals['_SAMPLEREQUEST']._serialized_end=378
+  _globals['_CANCELJOB']._serialized_start=380
+  _globals['_CANCELJOB']._serialized_end=391
+  _globals['_SAMPLERESPONSE']._serialized_start=394
+  _globals['_SAMPLERESPONSE']._serialized_end=798
+  _globals['_JOBACCEPTED']._serialized_start=800
+  _globals['_JOBACCEPTED']._serialized_end=907
+  _globals['_QUEUEPOSITION']._serialized_start=909
+  _globals['_QUEUEPOSITION']._serialized_end=942
+  _globals['_PROGRESS']._serialized_start=944
+  _globals['_PROGRESS']._serialized_end=1059
+  _globals['_SAMPLERESULT']._serialized_start=1061
+  _globals['_SAMPLERESULT']._serialized_end=1169
+  _globals['_JOBSUMMARY']._serialized_start=1172
+  _globals['_JOBSUMMARY']._serialized_end=1342
+  _globals['_SEGMENT']._serialized_start=1344
+  _globals['_SEGMENT']._serialized_end=1470
+  _globals['_FALLBACK']._serialized_start=1472
+  _globals['_FALLBACK']._serialized_end=1588
+  _globals['_PREDICTREQUEST']._serialized_start=1591
+  _globals['_PREDICTREQUEST']._serialized_end=1782
+  _globals['_PREDICTOPEN']._serialized_start=1785
+  _globals['_PREDICTOPEN']._serialized_end=1963
+  _globals['_PREDICTCALL']._serialized_start=1966
+  _globals['_PREDICTCALL']._serialized_end=2131
+  _globals['_PREDICTRESPONSE']._serialized_start=2134
+  _globals['_PREDICTRESPONSE']._serialized_end=2367
+  _globals['_PREDICTRESULT']._serialized_start=2369
+  _globals['_PREDICTRESULT']._serialized_end=2484
+  _globals['_CALLERROR']._serialized_start=2486
+  _globals['_CALLERROR']._serialized_end=2530
+  _globals['_SAMPLERSERVICE']._serialized_start=2533
+  _globals['_SAMPLERSERVICE']._serialized_end=2690
 # @@protoc_insertion_point(module_scope)

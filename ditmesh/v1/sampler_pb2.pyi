@@ -9,21 +9,29 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SampleRequest(_message.Message):
-    __slots__ = ("job", "chunk", "cancel")
+    __slots__ = ("job", "chunk", "cancel", "shared", "memory", "host", "offered")
     JOB_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    OFFERED_FIELD_NUMBER: _ClassVar[int]
     job: _job_pb2.JobSpec
     chunk: _tensor_pb2.TensorChunk
     cancel: CancelJob
-    def __init__(self, job: _Optional[_Union[_job_pb2.JobSpec, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., cancel: _Optional[_Union[CancelJob, _Mapping]] = ...) -> None: ...
+    shared: _tensor_pb2.SharedTensors
+    memory: _tensor_pb2.CallMemory
+    host: str
+    offered: _tensor_pb2.SharedTensors
+    def __init__(self, job: _Optional[_Union[_job_pb2.JobSpec, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., cancel: _Optional[_Union[CancelJob, _Mapping]] = ..., shared: _Optional[_Union[_tensor_pb2.SharedTensors, _Mapping]] = ..., memory: _Optional[_Union[_tensor_pb2.CallMemory, _Mapping]] = ..., host: _Optional[str] = ..., offered: _Optional[_Union[_tensor_pb2.SharedTensors, _Mapping]] = ...) -> None: ...
 
 class CancelJob(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class SampleResponse(_message.Message):
-    __slots__ = ("needed", "accepted", "queue", "progress", "result", "chunk", "summary")
+    __slots__ = ("needed", "accepted", "queue", "progress", "result", "chunk", "summary", "shares", "written", "ended")
     NEEDED_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +39,9 @@ class SampleResponse(_message.Message):
     RESULT_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
     needed: _tensor_pb2.TensorsNeeded
     accepted: JobAccepted
     queue: QueuePosition
@@ -38,19 +49,24 @@ class SampleResponse(_message.Message):
     result: SampleResult
     chunk: _tensor_pb2.TensorChunk
     summary: JobSummary
-    def __init__(self, needed: _Optional[_Union[_tensor_pb2.TensorsNeeded, _Mapping]] = ..., accepted: _Optional[_Union[JobAccepted, _Mapping]] = ..., queue: _Optional[_Union[QueuePosition, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[SampleResult, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., summary: _Optional[_Union[JobSummary, _Mapping]] = ...) -> None: ...
+    shares: bool
+    written: bool
+    ended: JobSummary
+    def __init__(self, needed: _Optional[_Union[_tensor_pb2.TensorsNeeded, _Mapping]] = ..., accepted: _Optional[_Union[JobAccepted, _Mapping]] = ..., queue: _Optional[_Union[QueuePosition, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[SampleResult, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., summary: _Optional[_Union[JobSummary, _Mapping]] = ..., shares: bool = ..., written: bool = ..., ended: _Optional[_Union[JobSummary, _Mapping]] = ...) -> None: ...
 
 class JobAccepted(_message.Message):
-    __slots__ = ("job_id", "queue_position", "steps", "resumed")
+    __slots__ = ("job_id", "queue_position", "steps", "resumed", "latent_bytes")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     QUEUE_POSITION_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
+    LATENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     queue_position: int
     steps: int
     resumed: bool
-    def __init__(self, job_id: _Optional[str] = ..., queue_position: _Optional[int] = ..., steps: _Optional[int] = ..., resumed: bool = ...) -> None: ...
+    latent_bytes: int
+    def __init__(self, job_id: _Optional[str] = ..., queue_position: _Optional[int] = ..., steps: _Optional[int] = ..., resumed: bool = ..., latent_bytes: _Optional[int] = ...) -> None: ...
 
 class QueuePosition(_message.Message):
     __slots__ = ("position",)
@@ -133,26 +149,30 @@ class Fallback(_message.Message):
     def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., at_step: _Optional[int] = ..., repeated_steps: _Optional[int] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("open", "call", "chunk")
+    __slots__ = ("open", "call", "chunk", "memory")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     CALL_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     open: PredictOpen
     call: PredictCall
     chunk: _tensor_pb2.TensorChunk
-    def __init__(self, open: _Optional[_Union[PredictOpen, _Mapping]] = ..., call: _Optional[_Union[PredictCall, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ...) -> None: ...
+    memory: _tensor_pb2.CallMemory
+    def __init__(self, open: _Optional[_Union[PredictOpen, _Mapping]] = ..., call: _Optional[_Union[PredictCall, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., memory: _Optional[_Union[_tensor_pb2.CallMemory, _Mapping]] = ...) -> None: ...
 
 class PredictOpen(_message.Message):
-    __slots__ = ("model", "fallback", "weight_patches", "tensors")
+    __slots__ = ("model", "fallback", "weight_patches", "tensors", "host")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_PATCHES_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
     model: str
     fallback: _job_pb2.FallbackPolicy
     weight_patches: _containers.RepeatedCompositeFieldContainer[_job_pb2.WeightPatch]
     tensors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
-    def __init__(self, model: _Optional[str] = ..., fallback: _Optional[_Union[_job_pb2.FallbackPolicy, str]] = ..., weight_patches: _Optional[_Iterable[_Union[_job_pb2.WeightPatch, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ...) -> None: ...
+    host: str
+    def __init__(self, model: _Optional[str] = ..., fallback: _Optional[_Union[_job_pb2.FallbackPolicy, str]] = ..., weight_patches: _Optional[_Iterable[_Union[_job_pb2.WeightPatch, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., host: _Optional[str] = ...) -> None: ...
 
 class PredictCall(_message.Message):
     __slots__ = ("call_id", "tensors", "x", "timestep", "conditioning", "unasked")
@@ -171,16 +191,20 @@ class PredictCall(_message.Message):
     def __init__(self, call_id: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., x: _Optional[int] = ..., timestep: _Optional[_Iterable[float]] = ..., conditioning: _Optional[_Union[_job_pb2.Conditioning, _Mapping]] = ..., unasked: _Optional[int] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
-    __slots__ = ("needed", "result", "chunk", "error")
+    __slots__ = ("needed", "result", "chunk", "error", "shares", "written")
     NEEDED_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
     needed: _tensor_pb2.TensorsNeeded
     result: PredictResult
     chunk: _tensor_pb2.TensorChunk
     error: CallError
-    def __init__(self, needed: _Optional[_Union[_tensor_pb2.TensorsNeeded, _Mapping]] = ..., result: _Optional[_Union[PredictResult, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., error: _Optional[_Union[CallError, _Mapping]] = ...) -> None: ...
+    shares: bool
+    written: bool
+    def __init__(self, needed: _Optional[_Union[_tensor_pb2.TensorsNeeded, _Mapping]] = ..., result: _Optional[_Union[PredictResult, _Mapping]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., error: _Optional[_Union[CallError, _Mapping]] = ..., shares: bool = ..., written: bool = ...) -> None: ...
 
 class PredictResult(_message.Message):
     __slots__ = ("call_id", "output", "executor", "fallback_reason")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64itmesh/v1/tensor.proto\x12\nditmesh.v1\"T\n\nTensorSpec\x12\'\n\tdata_type\x18\x01 \x01(\x0e\x32\x14.ditmesh.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\";\n\x0bTensorChunk\x12\x0e\n\x06tensor\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\" \n\rTensorsNeeded\x12\x0f\n\x07tensors\x18\x01 \x03(\r\"B\n\x0cInlineTensor\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c*\x84\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDATA_TYPE_F32\x10\x01\x12\x11\n\rDATA_TYPE_F16\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_BF16\x10\x03\x12\x10\n\x0c\x44\x41TA_TYPE_U8\x10\x04\x12\x11\n\rDATA_TYPE_I64\x10\x05\x42$\n\nditmesh.v1P\x01Z\x14\x64itmesh/v1;ditmeshv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64itmesh/v1/tensor.proto\x12\nditmesh.v1\"T\n\nTensorSpec\x12\'\n\tdata_type\x18\x01 \x01(\x0e\x32\x14.ditmesh.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\";\n\x0bTensorChunk\x12\x0e\n\x06tensor\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\" \n\rTensorsNeeded\x12\x0f\n\x07tensors\x18\x01 \x03(\r\"B\n\x0cInlineTensor\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.ditmesh.v1.TensorSpec\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"b\n\rSharedTensors\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\n\n\x02\x66\x64\x18\x02 \x01(\r\x12\r\n\x05token\x18\x03 \x01(\x0c\x12)\n\x07tensors\x18\x04 \x03(\x0b\x32\x18.ditmesh.v1.SharedTensor\".\n\x0cSharedTensor\x12\x0e\n\x06tensor\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"H\n\nCallMemory\x12*\n\x07tensors\x18\x01 \x01(\x0b\x32\x19.ditmesh.v1.SharedTensors\x12\x0e\n\x06output\x18\x02 \x01(\x04*\x84\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDATA_TYPE_F32\x10\x01\x12\x11\n\rDATA_TYPE_F16\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_BF16\x10\x03\x12\x10\n\x0c\x44\x41TA_TYPE_U8\x10\x04\x12\x11\n\rDATA_TYPE_I64\x10\x05\x42$\n\nditmesh.v1P\x01Z\x14\x64itmesh/v1;ditmeshv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,8 +32,8 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ditmesh.v1.tensor_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\nditmesh.v1P\001Z\024ditmesh/v1;ditmeshv1'
-  _globals['_DATATYPE']._serialized_start=289
-  _globals['_DATATYPE']._serialized_end=421
+  _globals['_DATATYPE']._serialized_start=511
+  _globals['_DATATYPE']._serialized_end=643
   _globals['_TENSORSPEC']._serialized_start=39
   _globals['_TENSORSPEC']._serialized_end=123
   _globals['_TENSORCHUNK']._serialized_start=125
@@ -42,4 +42,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENSORSNEEDED']._serialized_end=218
   _globals['_INLINETENSOR']._serialized_start=220
   _globals['_INLINETENSOR']._serialized_end=286
+  _globals['_SHAREDTENSORS']._serialized_start=288
+  _globals['_SHAREDTENSORS']._serialized_end=386
+  _globals['_SHAREDTENSOR']._serialized_start=388
+  _globals['_SHAREDTENSOR']._serialized_end=434
+  _globals['_CALLMEMORY']._serialized_start=436
+  _globals['_CALLMEMORY']._serialized_end=508
 # @@protoc_insertion_point(module_scope)

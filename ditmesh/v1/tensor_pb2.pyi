@@ -55,3 +55,31 @@ class InlineTensor(_message.Message):
     spec: TensorSpec
     data: bytes
     def __init__(self, spec: _Optional[_Union[TensorSpec, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class SharedTensors(_message.Message):
+    __slots__ = ("pid", "fd", "token", "tensors")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    FD_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    fd: int
+    token: bytes
+    tensors: _containers.RepeatedCompositeFieldContainer[SharedTensor]
+    def __init__(self, pid: _Optional[int] = ..., fd: _Optional[int] = ..., token: _Optional[bytes] = ..., tensors: _Optional[_Iterable[_Union[SharedTensor, _Mapping]]] = ...) -> None: ...
+
+class SharedTensor(_message.Message):
+    __slots__ = ("tensor", "offset")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    tensor: int
+    offset: int
+    def __init__(self, tensor: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class CallMemory(_message.Message):
+    __slots__ = ("tensors", "output")
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    tensors: SharedTensors
+    output: int
+    def __init__(self, tensors: _Optional[_Union[SharedTensors, _Mapping]] = ..., output: _Optional[int] = ...) -> None: ...

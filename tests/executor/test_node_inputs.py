@@ -49,12 +49,12 @@ def test_tensors_in_shared_memory_are_read_or_asked_for_again(
         stream = Stream(node.stub)
         stream.send(job=pb.RunJob(job=job.spec))
         places = [
-            pb.SharedTensor(tensor=i, offset=memory.add(tensors[i]))
+            tensor_pb2.SharedTensor(tensor=i, offset=memory.add(tensors[i]))
             for i in next(stream.call).needed.tensors
         ]
         memory.publish()
         place = {"pid": os.getpid(), "fd": memory.fd, "token": token, "tensors": places}
-        stream.send(shared=pb.SharedTensors(**place))
+        stream.send(shared=tensor_pb2.SharedTensors(**place))
         return stream
 
     with Memory() as memory:
@@ -76,9 +76,11 @@ def test_tensors_in_shared_memory_are_read_or_asked_for_again(
 
 def offered(memory: Memory, job: Job, indices: Sequence[int]) -> pb.RunRequest:
     """A job that says where to read these tensors."""
-    places = [pb.SharedTensor(tensor=i, offset=memory.add(job.tensors[i])) for i in indices]
+    places = [tensor_pb2.SharedTensor(tensor=i, offset=memory.add(job.tensors[i])) for i in indices]
     memory.publish()
-    shared = pb.SharedTensors(pid=os.getpid(), fd=memory.fd, token=memory.token, tensors=places)
+    shared = tensor_pb2.SharedTensors(
+        pid=os.getpid(), fd=memory.fd, token=memory.token, tensors=places
+    )
     return pb.RunRequest(job=pb.RunJob(job=job.spec), offered=shared)
 
 

@@ -91,12 +91,12 @@ def test_a_call_is_read_from_memory_and_its_output_written_there(node: Node, see
     call, tensors, velocity = forward_call()
     with Memory() as memory:
         places = [
-            pb.SharedTensor(tensor=index, offset=memory.add(tensor))
+            tensor_pb2.SharedTensor(tensor=index, offset=memory.add(tensor))
             for index, tensor in enumerate(tensors)
         ]
         nbytes = tensors[0].spec.nbytes
         room = memory.leave_room(nbytes)
-        shared = pb.SharedTensors(
+        shared = tensor_pb2.SharedTensors(
             pid=os.getpid(),
             fd=memory.fd,
             token=memory.token if seen else bytes(16),
@@ -105,7 +105,7 @@ def test_a_call_is_read_from_memory_and_its_output_written_there(node: Node, see
         requests = [
             pb.PredictStepRequest(open=pb.PredictStepOpen(model="tiny")),
             pb.PredictStepRequest(
-                call=call, memory=pb.CallMemory(tensors=shared, output=room), at_once=True
+                call=call, memory=tensor_pb2.CallMemory(tensors=shared, output=room), at_once=True
             ),
         ]
         if not seen:

@@ -99,7 +99,7 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         await self._stage("came", context)
         with PassedOn(MemoryPool()) as passed_on:
             if first.pass_on and came:
-                nowhere = pb.SharedTensors()
+                nowhere = tensor_pb2.SharedTensors()
                 places = (
                     nowhere if self.keeps_all else passed_on.place(self.tensors, self.asked[-1])
                 )

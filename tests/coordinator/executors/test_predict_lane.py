@@ -98,7 +98,7 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         return pb.PredictStepResponse(needed=tensor_pb2.TensorsNeeded(tensors=indices))
 
 
-def _attach(memory: pb.CallMemory) -> memoryview:
+def _attach(memory: tensor_pb2.CallMemory) -> memoryview:
     shared = memory.tensors
     return shared_memory.attach(shared.pid, shared.fd, shared.token)
 
