@@ -149,27 +149,38 @@ class Receiver:
         if not whole:
             self._pieces.add(data, spec.nbytes)
         if self._received == spec.nbytes:
-            self._finish(index, data if whole else self._pieces.joined(), name)
+            self._finish(index, data if whole else self._pieces.joined())
 
-    def place(self, found: Mapping[int, bytes | memoryview]) -> None:
-        """Take whole tensors from where nobody could have changed them: hashes are not computed.
+    def place(self, found: Mapping[int, bytes | memoryview], *, trusted: bool = True) -> None:
+        """Take whole tensors. `trusted`: from who has verified their hashes.
 
-        Raises InvalidTensor for another length, ProtocolError for one that was not asked for.
+        Raises InvalidTensor for another length or hash, ProtocolError for one that was not asked
+        for.
         """
         if self._received or not found.keys() <= set(self._pending):
             raise ProtocolError(f"tensors of {self._field} came that were not asked for")
         for index, data in found.items():
+            if not trusted and self.specs[index].sha256:
+                digest = start_hash(self.specs[index])
+                digest.update(data)
+                self._verify(index, digest)
             self._keep(index, data)
+            self.received_bytes += len(data)
         self._pending = [index for index in self._pending if index not in found]
         self._digest = self._next_hash()
 
-    def _finish(self, index: int, data: bytes | memoryview, name: str) -> None:
-        if self._digest is not None and self._digest.digest() != self.specs[index].sha256:
-            raise InvalidTensor(f"the bytes of {name} do not have the declared sha256", field=name)
+    def _finish(self, index: int, data: bytes | memoryview) -> None:
+        if self._digest is not None:
+            self._verify(index, self._digest)
         self._keep(index, data)
         self._pieces, self._received = _Pieces(), 0
         self._pending.pop()
         self._digest = self._next_hash()
+
+    def _verify(self, index: int, digest: hashlib._Hash) -> None:
+        if digest.digest() != self.specs[index].sha256:
+            name = f"{self._field}[{index}]"
+            raise InvalidTensor(f"the bytes of {name} do not have the declared sha256", field=name)
 
     def _keep(self, index: int, data: bytes | memoryview) -> None:
         spec = self.specs[index]

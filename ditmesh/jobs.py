@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import job_pb2 as pb
@@ -32,6 +32,8 @@ class Job:
 
     spec: pb.JobSpec
     tensors: tuple[WireTensor, ...] = field(repr=False)
+    latent_bytes: int = 0
+    """Of the result's latent; 0 where that is not known."""
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -46,7 +48,7 @@ class Job:
         spec.CopyFrom(self.spec)
         spec.ClearField("state")
         if snapshot is None:
-            return Job(spec, self.tensors)
+            return replace(self, spec=spec)
         base = len(self.tensors)
         spec.state.CopyFrom(snapshot.state)
         spec.state.latent += base
@@ -54,7 +56,7 @@ class Job:
         for name in list(spec.state.history):
             spec.state.history[name] += base
         spec.tensors.extend(t.spec.to_proto() for t in snapshot.tensors)
-        return Job(spec, self.tensors + snapshot.tensors)
+        return replace(self, spec=spec, tensors=self.tensors + snapshot.tensors)
 
 
 def extract_state(state: pb.JobState, tensors: Sequence[WireTensor]) -> Snapshot:

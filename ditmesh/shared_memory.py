@@ -174,6 +174,23 @@ def attach(pid: int, fd: int, token: bytes) -> memoryview:
         return memoryview(mmap.mmap(own, os.fstat(own).st_size))
 
 
+def write(
+    pid: int, fd: int, token: bytes, place: tuple[int, int], data: bytes | memoryview
+) -> None:
+    """Put data into the room (offset, length) that another process has left in its memory.
+
+    Raises OSError as `read`, and when the room is not there or not as large as the data.
+    """
+    offset, length = place
+    with _opened(pid, fd, token, os.O_RDWR) as own:
+        if length != len(data) or offset < TOKEN_BYTES or offset + length > os.fstat(own).st_size:
+            raise OSError(f"process {pid} has no room for {len(data)} bytes at byte {offset}")
+        rest = memoryview(data)
+        while rest:
+            written = os.pwrite(own, rest, offset)
+            rest, offset = rest[written:], offset + written
+
+
 @contextmanager
 def _opened(pid: int, fd: int, token: bytes, mode: int, *, lock: bool = False) -> Iterator[int]:
     path = f"/proc/{pid}/fd/{fd}"

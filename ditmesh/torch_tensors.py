@@ -59,12 +59,16 @@ def _beneath(data: bytes | memoryview) -> mmap.mmap | npt.NDArray[np.uint8] | No
     return None
 
 
-def from_torch(tensor: torch.Tensor) -> WireTensor:
-    """The tensor's bytes, without a hash. Raises KeyError for a dtype that does not travel."""
+def from_torch(tensor: torch.Tensor, *, copy: bool = True) -> WireTensor:
+    """The tensor's bytes, without a hash. Raises KeyError for a dtype that does not travel.
+
+    Without `copy`, they may be the tensor's own memory, which must stay as it is.
+    """
     data_type = _WIRE[tensor.dtype]
     dense = tensor.detach().cpu().contiguous()
-    raw = dense.reshape(-1).view(torch.uint8).numpy().tobytes()
-    return WireTensor(TensorSpec(data_type, tuple(tensor.shape)), raw)
+    raw = dense.reshape(-1).view(torch.uint8).numpy()
+    spec = TensorSpec(data_type, tuple(tensor.shape))
+    return WireTensor(spec, raw.tobytes() if copy else raw.data.toreadonly())
 
 
 def write_torch(tensor: torch.Tensor, dtype: torch.dtype, into: memoryview) -> WireTensor:

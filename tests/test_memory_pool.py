@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from coordinator.nodes.given import Given
+from ditmesh.given import Given
 from ditmesh import shared_memory
 from ditmesh.memory_pool import MemoryPool
 from ditmesh.shared_memory import Memory

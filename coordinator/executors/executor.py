@@ -87,7 +87,9 @@ class Executor:
             order.deadline_seconds = deadline_s
         with Share(job.tensors) as share:
             share.write_ahead(self.members)
-            prepared = PreparedRun([MemberRun(link) for link in self.members])
+            leader, *others = self.members
+            runs = MemberRun(leader, latent_bytes=job.latent_bytes), *map(MemberRun, others)
+            prepared = PreparedRun(runs)
             try:
                 with telemetry.span("prepare"):
                     at_once = at_once and len(self.members) == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,13 +18,14 @@ from ditmesh.chunk_messages import chunk_messages
 from ditmesh.errors import InternalError, Unavailable
 from ditmesh.exchange import Receiver, read_specs
 from ditmesh.jobs import Snapshot
+from ditmesh.output_rooms import OutputRooms
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import node_pb2, sampler_pb2, tensor_pb2
 
 # What an executor sends is bounded by what it was sent; this only catches nonsense.
 _MAX_ANSWER_BYTES = 4 << 30
-# Not the loop's own threads: what clients send is looked through there, and an executor waits here.
-_HASHING = ThreadPoolExecutor(1, "hash")
+# One for all: the next result is of the size that the last one had.
+_ROOMS = OutputRooms()
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,10 @@ class RunEnd:
 class MemberRun:
     """Drives `NodeService.Run` on one member. gRPC errors pass through."""
 
-    def __init__(self, link: NodeLink) -> None:
+    def __init__(self, link: NodeLink, *, latent_bytes: int = 0) -> None:
+        """`latent_bytes`: of the result, if this member is to send one."""
         self.link = link
+        self._room = _ROOMS.take(latent_bytes) if link.is_here else None
         self._call = link.runs.take()
         self._status = CallStatus(self._call)
         self._begun = False
@@ -61,8 +63,11 @@ class MemberRun:
 
         `at_once`: or has started, which is for a member that is alone.
         """
-        offered = await share.offer(self.link, share.new_to(self.link))
-        first = node_pb2.RunRequest(job=order, offered=offered, at_once=at_once)
+        new = share.new_to(self.link)
+        # If nothing is new, an offer of nothing spares it to say that it lacks nothing.
+        offered = await share.offer(self.link, new) if new else tensor_pb2.SharedTensors()
+        room = self._room.message if self._room is not None else None
+        first = node_pb2.RunRequest(job=order, offered=offered, at_once=at_once, memory=room)
         try:
             await self._give(first, share)
         finally:
@@ -111,8 +116,10 @@ class MemberRun:
         `limit_s` tells how long the next step may take, None for no limit. Raises Unavailable
         when it takes longer.
         """
+        if self._room is not None:
+            self._room.expect()
         result: sampler_pb2.SampleResult | None = None
-        hashing: asyncio.Future[tuple[WireTensor, ...]] | None = None
+        tensors: tuple[WireTensor, ...] = ()
         while True:
             patience = limit_s()
             try:
@@ -123,31 +130,44 @@ class MemberRun:
                 raise Unavailable(f"no step was done in {patience:.0f} s") from None
             if message.HasField("state"):
                 update = message.state
-                parts = await self._tensors(update.tensors, "state.tensors")
+                parts = await self._tensors(self._receiver(update.tensors, "state.tensors"))
                 preview = update.preview if update.HasField("preview") else None
                 snapshot = Snapshot(update.state, parts) if parts else None
                 on_step(StepReport(update.state.step, update.sigma, preview, snapshot))
             elif message.HasField("result"):
                 result = message.result
                 with telemetry.span("result"):
-                    tensors = await self._tensors(result.tensors, "result.tensors")
-                # On a thread: hashing the latent must not hold up the job that is next.
-                loop = asyncio.get_running_loop()
-                hashing = loop.run_in_executor(_HASHING, _hashed, tensors, result.latent)
+                    receiver = self._receiver(result.tensors, "result.tensors")
+                    if message.written:
+                        receiver.place({result.latent: self._written()})
+                    tensors = await self._tensors(receiver)
+                if message.HasField("ended"):
+                    return RunEnd(message.ended.stopped, result, tensors)
             else:
-                tensors = await hashing if hashing is not None else ()
                 return RunEnd(message.done.stopped, result, tensors)
 
     def close(self) -> None:
         """Give up the stream, if it still lives."""
         self._call.cancel()
+        room, self._room = self._room, None
+        if room is not None:
+            # The member may yet write to it.
+            room.close()
 
-    async def _tensors(
-        self, specs: Sequence[tensor_pb2.TensorSpec], field: str
-    ) -> tuple[WireTensor, ...]:
-        receiver = Receiver(
-            read_specs(specs, field=field, max_bytes=_MAX_ANSWER_BYTES), field=field
-        )
+    def _written(self) -> memoryview:
+        room, self._room = self._room, None
+        if room is None:
+            raise InternalError("a result was written to memory that is not there")
+        latent = room.read().toreadonly()
+        _ROOMS.give_back(room)
+        return latent
+
+    @staticmethod
+    def _receiver(specs: Sequence[tensor_pb2.TensorSpec], field: str) -> Receiver:
+        known = read_specs(specs, field=field, max_bytes=_MAX_ANSWER_BYTES)
+        return Receiver(known, field=field)
+
+    async def _tensors(self, receiver: Receiver) -> tuple[WireTensor, ...]:
         while not receiver.complete:
             receiver.feed((await self._read("chunk")).chunk)
         return receiver.tensors()
@@ -175,11 +195,6 @@ class MemberRun:
                 return answer
         wanted = " or ".join(expected) or "waiting for more"
         raise InternalError(f"{self.link.address} sent {got} instead of {wanted}")
-
-
-def _hashed(tensors: Sequence[WireTensor], latent: int) -> tuple[WireTensor, ...]:
-    """The latent with its hash: whoever has it decoded need not send it again."""
-    return tuple(t.hashed() if i == latent else t for i, t in enumerate(tensors))
 
 
 class PreparedRun:

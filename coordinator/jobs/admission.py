@@ -44,11 +44,16 @@ class Admitted:
         return batch * height * width
 
     @property
+    def latent_bytes(self) -> int:
+        """Of the result's latent, and of each state's."""
+        return math.prod(self.latent_shape) * DataType.F32.itemsize
+
+    @property
     def nbytes(self) -> int:
         """The most bytes that are held for the job at once: its declared tensors, its two newest
         states and the one that is coming, the result, and a preview.
         """
-        latent = math.prod(self.latent_shape) * DataType.F32.itemsize
+        latent = self.latent_bytes
         state = latent * (1 + len(SAMPLERS[self.spec.sampler].history))
         result = latent + (state if self.spec.return_state else 0)
         preview = min(3 * self.cells, PREVIEW_BYTES) if self.spec.HasField("preview") else 0
@@ -139,7 +144,7 @@ def check_values(admitted: Admitted, tensors: tuple[WireTensor, ...]) -> Job:
         mask = tensors[spec.noise_mask].numpy()
         if mask.min() < 0 or mask.max() > 1:
             raise InvalidTensor("the noise mask has values outside 0 to 1", field="job.noise_mask")
-    return Job(spec, tensors)
+    return Job(spec, tensors, admitted.latent_bytes)
 
 
 def _check_state(spec: pb.JobSpec, table: checks.Table, shape: tuple[int, ...], steps: int) -> int:

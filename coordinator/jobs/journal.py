@@ -231,14 +231,15 @@ class Journal:
             parts = read_specs(result.tensors, field="result", max_bytes=self._max_bytes)
             end = RunEnd(node_pb2.STOP_REASON_UNSPECIFIED, result, _split(parts, _bytes(tensors)))
             summary = sampler_pb2.JobSummary.FromString(_bytes(told))
+        admitted = Admitted(
+            spec, specs, facts["steps"], facts["first_step"], tuple(facts["latent_shape"])
+        )
         return Recovered(
             job_id=key[1],
             scope=key[0],
             digest=_bytes(digest),
-            admitted=Admitted(
-                spec, specs, facts["steps"], facts["first_step"], tuple(facts["latent_shape"])
-            ),
-            job=Job(spec, _split(specs, _bytes(blob))),
+            admitted=admitted,
+            job=Job(spec, _split(specs, _bytes(blob)), admitted.latent_bytes),
             snapshot=snapshot,
             end=end,
             summary=summary,

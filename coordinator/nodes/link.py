@@ -15,10 +15,11 @@ import grpc.aio
 from coordinator.lifecycle import node as lifecycle
 from coordinator.lifecycle.node import Change, Lost, NodeView, RefusedLoading, Report
 from coordinator.nodes import awake
-from coordinator.nodes.given import Given
 from coordinator.nodes.spare import Spare
 from ditmesh import chunk_messages
+from ditmesh.given import Given
 from ditmesh.reloading import Reloading
+from ditmesh.shared_memory import host_id
 from ditmesh.v1 import cluster_pb2, node_pb2_grpc, pipeline_pb2_grpc
 from ditmesh.v1 import node_pb2 as pb
 
@@ -69,6 +70,12 @@ class NodeLink:
         self._lost = asyncio.Event()
         self._credentials = credentials
         self._connect(None if credentials is None else credentials.current())
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it and this process can read one another's memory files."""
+        host = self.report.host if self.report is not None else ""
+        return bool(host) and host == host_id()
 
     def _connect(self, credentials: grpc.ChannelCredentials | None) -> None:
         self._used = credentials

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -17,13 +18,15 @@ from coordinator.jobs.runner import Runner
 from coordinator.jobs.table import JobTable
 from coordinator.services.identity import Identities
 from coordinator.services.predict import PredictCalls
+from coordinator.services.results import Results
 from coordinator.services.streams import answering, read, read_until, sending
 from ditmesh import rpc_status, telemetry
-from ditmesh.chunk_messages import chunk_messages
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, InternalError, JobCancelled, ProtocolError
 from ditmesh.exchange import Receiver
 from ditmesh.jobs import Job
+from ditmesh.shared_memory import host_id
+from ditmesh.shared_tensors import take
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import sampler_pb2 as pb
 from ditmesh.v1 import sampler_pb2_grpc, tensor_pb2
@@ -50,6 +53,7 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         self._calls = calls
         self._store = store
         self._limits = limits
+        self._results = Results(store)
 
     async def Sample(
         self, request_iterator: _Requests, context: _Context
@@ -90,18 +94,19 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
             # The job has the span that it began with.
             span.end()
         listener = self._jobs.attach(record)
+        client = _Client(requests, bool(first.host) and first.host == host_id())
         try:
             if not known:
-                async for response in self._take_in(record, requests):
+                async for response in self._take_in(record, client, first):
                     yield response
-            yield self._accepted(record, known)
-            async for response in self._follow(record, listener, requests):
+            yield self._accepted(record, known, client)
+            async for response in self._follow(record, listener, client):
                 yield response
         finally:
             self._jobs.detach(record, listener)
 
     async def _take_in(
-        self, record: JobRecord, requests: _Requests
+        self, record: JobRecord, client: _Client, first: pb.SampleRequest
     ) -> AsyncIterator[pb.SampleResponse]:
         """Receive the job's tensors. A stream that ends half way ends the job."""
         receiver = Receiver(
@@ -110,12 +115,16 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         hashes = [spec.sha256 for spec in record.admitted.specs if spec.sha256]
         self._store.pin(record.scope, hashes)
         record.unpin = lambda: self._store.unpin(record.scope, hashes)
-        needed = pb.SampleResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
         try:
-            if receiver.needed:
-                yield needed
-            with telemetry.span("receive", parent=record.span):
-                tensors = await self._receive(record, receiver, requests)
+            if client.shares and first.HasField("offered"):
+                with telemetry.span("receive", parent=record.span):
+                    await self._take(record, receiver, first.offered, client)
+            asked = not receiver.complete
+            while not receiver.complete:
+                yield _needed(receiver, client)
+                with telemetry.span("receive", parent=record.span):
+                    await self._receive(record, receiver, client)
+            tensors = receiver.tensors()
             with telemetry.span("check", parent=record.span):
                 job = await self._checked(record, tensors)
         except BaseException as error:
@@ -125,9 +134,9 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         self._raise_end(record)
         record.job = job
         self._runner.submit(record)
-        if not receiver.needed:
+        if not asked:
             # Only now: it is on its way to an executor while its client reads this.
-            yield needed
+            yield _needed(receiver, client)
 
     async def _checked(self, record: JobRecord, tensors: tuple[WireTensor, ...]) -> Job:
         if knows_values(record.admitted, tensors):
@@ -135,22 +144,41 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         # On a thread: looking at every value of a large latent takes a while.
         return await asyncio.to_thread(check_values, record.admitted, tensors)
 
-    async def _receive(
-        self, record: JobRecord, receiver: Receiver, requests: _Requests
-    ) -> tuple[WireTensor, ...]:
+    async def _take(
+        self,
+        record: JobRecord,
+        receiver: Receiver,
+        shared: tensor_pb2.SharedTensors,
+        client: _Client,
+    ) -> None:
+        """Take what can be read in the client's memory. If not all can, nothing is shared."""
+        if receiver.complete:
+            return
+        # On a thread: hashing, and looking at every value, take a while.
+        await asyncio.to_thread(_take, receiver, shared)
+        record.received_bytes = receiver.received_bytes
+        self._raise_end(record)
+        client.shares = not {place.tensor for place in shared.tensors} & {*receiver.missing}
+
+    async def _receive(self, record: JobRecord, receiver: Receiver, client: _Client) -> None:
+        """Take what the client sends, until it is all there or what it shares cannot be read."""
         while not receiver.complete:
-            request = await read_until(record.over, requests, self._limits.input_timeout_s)
+            request = await read_until(record.over, client.requests, self._limits.input_timeout_s)
             self._raise_end(record)
             kind = request.WhichOneof("message") if request is not None else None
             if request is None:
-                break
+                # Tells what is missing.
+                receiver.tensors()
+                return
+            if kind == "shared" and client.shares:
+                await self._take(record, receiver, request.shared, client)
+                return
             if kind == "cancel":
                 raise JobCancelled("the job was cancelled before its inputs were complete")
             if kind != "chunk":
                 raise ProtocolError(f"expected a chunk or cancel, got {kind}")
             receiver.feed(request.chunk)
             record.received_bytes = receiver.received_bytes
-        return receiver.tensors()
 
     @staticmethod
     def _raise_end(record: JobRecord) -> None:
@@ -158,51 +186,62 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         if record.phase.ended:
             raise bare(record.error or InternalError("the job ended without a reason"))
 
-    def _accepted(self, record: JobRecord, known: bool) -> pb.SampleResponse:
+    def _accepted(self, record: JobRecord, known: bool, client: _Client) -> pb.SampleResponse:
         accepted = pb.JobAccepted(
             job_id=record.job_id,
             queue_position=self._runner.position(record),
             steps=record.admitted.steps,
             resumed=known,
+            latent_bytes=record.admitted.latent_bytes,
         )
-        return pb.SampleResponse(accepted=accepted)
+        return pb.SampleResponse(accepted=accepted, shares=client.shares)
 
     async def _follow(
-        self, record: JobRecord, listener: Listener, requests: _Requests
+        self, record: JobRecord, listener: Listener, client: _Client
     ) -> AsyncIterator[pb.SampleResponse]:
         """Progress until the end, then the result and the summary, or the error."""
-        canceller = asyncio.create_task(self._await_cancel(record, requests))
+        listening = asyncio.create_task(self._listen(record, client))
         try:
             while (message := await listener.next()) is not None:
                 yield message
         finally:
-            canceller.cancel()
+            listening.cancel()
         if record.error is not None:
             raise bare(record.error)
-        if record.end is None or record.end.result is None:
-            raise InternalError("the job ended without a result")
         with telemetry.span("answer", parent=record.span):
-            result, tensors = self._named(record.end.result, record.end.tensors, record.scope)
-            yield pb.SampleResponse(result=result)
-            for message in chunk_messages(pb.SampleResponse, tensors, range(len(tensors))):
+            async for message in self._results.messages(record, client.memory):
                 yield message
-            yield pb.SampleResponse(summary=record.summary())
 
-    def _named(
-        self, result: pb.SampleResult, tensors: Sequence[WireTensor], scope: str
-    ) -> tuple[pb.SampleResult, Sequence[WireTensor]]:
-        """The result with its latent kept, so that decoding it needs no upload."""
-        # Hashed already, unless it comes out of the journal.
-        latent = tensors[result.latent].hashed()
-        self._store.put(scope, latent)
-        named = pb.SampleResult()
-        named.CopyFrom(result)
-        named.tensors[result.latent].CopyFrom(latent.spec.to_proto())
-        return named, tensors
-
-    async def _await_cancel(self, record: JobRecord, requests: _Requests) -> None:
+    async def _listen(self, record: JobRecord, client: _Client) -> None:
         """A cancel ends the job; a stream that merely ends does not."""
         with contextlib.suppress(grpc.aio.AioRpcError, StopAsyncIteration):
-            async for request in requests:
-                if request.WhichOneof("message") == "cancel":
+            async for request in client.requests:
+                kind = request.WhichOneof("message")
+                if kind == "cancel":
                     self._runner.stop(record, JobCancelled("the client cancelled the job"))
+                elif kind == "memory" and client.shares:
+                    client.memory = request.memory
+
+
+@dataclass
+class _Client:
+    """The client's side of one stream."""
+
+    requests: _Requests
+    shares: bool
+    """Whether it can be told where memory is."""
+    memory: tensor_pb2.CallMemory | None = None
+    """Where it has room for the result."""
+
+
+def _needed(receiver: Receiver, client: _Client) -> pb.SampleResponse:
+    needed = tensor_pb2.TensorsNeeded(tensors=receiver.missing)
+    return pb.SampleResponse(needed=needed, shares=client.shares)
+
+
+def _take(receiver: Receiver, shared: tensor_pb2.SharedTensors) -> None:
+    take(receiver, shared, trusted=False)
+    if receiver.complete:
+        for tensor in receiver.tensors():
+            # Remembered: who asks next is on the event loop.
+            tensor.all_finite()

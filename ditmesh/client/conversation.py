@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -26,10 +26,12 @@ from ditmesh.client.events import (
     read_summary,
 )
 from ditmesh.client.retry import Attempts, RetryPolicy
+from ditmesh.client.sharing import SharedInputs, Sharing
 from ditmesh.errors import DeadlineExceeded, InternalError, InvalidTensor, JobCancelled
 from ditmesh.exchange import Receiver, read_specs
 from ditmesh.jobs import Job, extract_state
 from ditmesh.models.latents import LatentFormat
+from ditmesh.output_rooms import OutputRoom
 from ditmesh.tensors import HashedTensor, WireTensor
 from ditmesh.v1 import sampler_pb2 as pb
 
@@ -53,6 +55,7 @@ class SampleConversation:
         latent_format: LatentFormat | None = None,
         deadline_s: float | None = None,
         retry: RetryPolicy,
+        sharing: Sharing,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.job = job
@@ -67,6 +70,9 @@ class SampleConversation:
         self._progress = pb.Progress()
         self._message: pb.SampleResult | None = None
         self._receiver: Receiver | None = None
+        self._sharing = sharing
+        self._shared = SharedInputs(job.tensors)
+        self._room: OutputRoom | None = None
 
     def cancel(self) -> None:
         """From now on inputs are not sent, and every new stream asks for the job's end."""
@@ -87,8 +93,16 @@ class SampleConversation:
     def opening(self) -> list[pb.SampleRequest]:
         """The first messages of a new stream."""
         self._message = self._receiver = None
-        first = pb.SampleRequest(job=self.job.spec)
-        return [first, CANCEL] if self._cancelled else [first]
+        self._close_memory()
+        first = pb.SampleRequest(job=self.job.spec, host=self._sharing.host)
+        if self._cancelled:
+            return [first, CANCEL]
+        if not self._accepted:
+            self._shared = SharedInputs(self.job.tensors)
+            offered = self._shared.share(self._sharing.to_offer(self.job.tensors))
+            if offered is not None:
+                first.offered.CopyFrom(offered)
+        return [first]
 
     def receive(self, response: pb.SampleResponse) -> Reaction:
         """Take a message of the server.
@@ -99,18 +113,23 @@ class SampleConversation:
         self._attempts.heard()
         kind = response.WhichOneof("message")
         if kind == "needed":
-            return self._inputs(tuple(response.needed.tensors)), None
+            return self._inputs(tuple(response.needed.tensors), response.shares), None
         if kind == "accepted":
             self._accepted = True
             a = response.accepted
-            return (), Accepted(a.job_id, a.steps, a.queue_position, a.resumed)
+            self._shared.close()
+            self._sharing.accepted(self.job.tensors, server_reads=response.shares)
+            event = Accepted(a.job_id, a.steps, a.queue_position, a.resumed)
+            return self._leave_room(a.latent_bytes) if response.shares else (), event
         if kind == "queue":
             return (), Queued(response.queue.position)
         if kind == "progress":
             self._progress = response.progress
             return (), read_progress(response.progress)
         if kind == "result":
-            self._begin_result(response.result)
+            self._begin_result(response)
+            if response.HasField("ended"):
+                return (), self._finish(response.ended)
         elif kind == "chunk":
             self._expected(self._receiver, "chunk").feed(response.chunk)
         elif kind == "summary":
@@ -135,13 +154,32 @@ class SampleConversation:
             ) from failure
         return Retrying(self._attempts.problem, self._attempts.failed + 1, pause)
 
-    def _inputs(self, needed: Sequence[int]) -> Iterator[pb.SampleRequest]:
+    def _inputs(self, needed: Sequence[int], shares: bool) -> Iterable[pb.SampleRequest]:
         """Lazily: a chunk is copied when the stream has room for it."""
         check_needed(needed, self.job.tensors)
+        shared = self._shared.share(needed) if shares and not self._cancelled else None
+        if shared is not None:
+            return (pb.SampleRequest(shared=shared),)
         pieces = chunk_messages(pb.SampleRequest, self.job.tensors, needed)
         return itertools.takewhile(lambda _: not self._cancelled, pieces)
 
-    def _begin_result(self, message: pb.SampleResult) -> None:
+    def _leave_room(self, nbytes: int) -> Iterable[pb.SampleRequest]:
+        """Room for the result, where the server can write to it."""
+        room = self._room = self._sharing.rooms.take(nbytes)
+        if room is None:
+            return
+        yield pb.SampleRequest(memory=room.message)
+        room.expect()
+
+    def _close_memory(self) -> None:
+        self._shared.close()
+        room, self._room = self._room, None
+        if room is not None:
+            # The server may yet write to it.
+            room.close()
+
+    def _begin_result(self, response: pb.SampleResponse) -> None:
+        message = response.result
         specs = read_specs(message.tensors, field="result.tensors", max_bytes=_MAX_RESULT_BYTES)
         named = [message.latent]
         if message.HasField("state"):
@@ -150,11 +188,19 @@ class SampleConversation:
             raise InternalError("the server's result names a tensor that it does not declare")
         self._message = message
         self._receiver = Receiver(specs, field="result.tensors")
+        if response.written:
+            room, self._room = self._expected(self._room, "written result"), None
+            self._receiver.place({message.latent: room.read()})
+            self._sharing.rooms.give_back(room)
 
     def _finish(self, message: pb.JobSummary) -> Done:
         result = self._expected(self._message, "summary")
         tensors = self._expected(self._receiver, "summary").tensors()
-        latent = tensors[result.latent].numpy().astype(np.float32)
+        self._close_memory()
+        latent = tensors[result.latent].numpy()
+        if latent.dtype != np.float32 or not latent.flags.writeable:
+            # What came in pieces is nobody's to write to.
+            latent = latent.astype(np.float32)
         if self._latent_format is not None:
             latent = self._latent_format.from_model_space(latent)
         self.result = SampleResult(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from ditmesh import shared_memory
 from ditmesh.content import ContentStore
 from ditmesh.errors import ProtocolError
 from ditmesh.exchange import Receiver, read_specs
+from ditmesh.shared_tensors import take
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import tensor_pb2
-
-log = logging.getLogger(__name__)
 
 
 class _Request(Protocol):
@@ -55,7 +52,7 @@ def receive(
         own = [i for i in receiver.missing if i in mapped and not specs[i].sha256]
         receiver.place({i: mapped[i][: specs[i].nbytes] for i in own})
     if offered is not None:
-        _read_shared(receiver, offered)
+        take(receiver, offered)
     asked = receiver.missing[unasked:]
     if asked or not (unasked or mapped is not None or offered is not None):
         yield tensor_pb2.TensorsNeeded(tensors=asked)
@@ -67,7 +64,7 @@ def receive(
         if kind == "chunk":
             receiver.feed(request.chunk)
         elif kind == "shared":
-            _read_shared(receiver, request.shared)
+            take(receiver, request.shared)
             if not receiver.complete:
                 yield tensor_pb2.TensorsNeeded(tensors=receiver.missing)
         else:
@@ -87,18 +84,3 @@ def asking(
             tensors: tuple[WireTensor, ...] = received.value
             return tensors
         yield message(needed)
-
-
-def _read_shared(receiver: Receiver, shared: tensor_pb2.SharedTensors) -> None:
-    """Take what can be read; what cannot stays missing."""
-    missing = set(receiver.missing)
-    wanted = [place for place in shared.tensors if place.tensor in missing]
-    if not wanted:
-        return
-    places = [(place.offset, receiver.specs[place.tensor].nbytes) for place in wanted]
-    try:
-        found = shared_memory.read(shared.pid, shared.fd, shared.token, places)
-    except OSError as error:
-        log.warning("shared memory of process %d cannot be read: %s", shared.pid, error)
-        return
-    receiver.place({place.tensor: data for place, data in zip(wanted, found, strict=True)})

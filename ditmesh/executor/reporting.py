@@ -17,6 +17,7 @@ from ditmesh.executor.keeper import encode_state, progress_message, state_messag
 from ditmesh.executor.loop import Outcome, StepDone, Task
 from ditmesh.jobs import PREVIEW_BYTES
 from ditmesh.models.latents import LatentFormat
+from ditmesh.output_rooms import write_output
 from ditmesh.tensors import WireTensor
 from ditmesh.torch_tensors import from_torch
 from ditmesh.v1 import job_pb2, node_pb2, sampler_pb2, tensor_pb2
@@ -146,18 +147,33 @@ def preview(denoised: Tensor, latent_format: LatentFormat) -> tensor_pb2.InlineT
     return tensor_pb2.InlineTensor(spec=tensor.spec.to_proto(), data=bytes(tensor.data))
 
 
-def result_messages(outcome: Outcome, spec: job_pb2.JobSpec) -> Iterator[node_pb2.RunResponse]:
-    """The result's announcement and its chunks."""
-    tensors: tuple[WireTensor, ...] = (from_torch(outcome.layout.restore(outcome.latent)),)
+def result_messages(
+    outcome: Outcome, order: node_pb2.RunRequest, ended: Callable[[], node_pb2.RunDone]
+) -> Iterator[node_pb2.RunResponse]:
+    """The result's announcement, its chunks, and the end of the run.
+
+    The latent is written to the memory that came with the order, if any did and can be reached.
+    """
+    spec = order.job.job
+    latent = outcome.layout.restore(outcome.latent)
+    tensors: tuple[WireTensor, ...] = (from_torch(latent, copy=False),)
     result = sampler_pb2.SampleResult(latent=0)
     if spec.return_state:
-        message, extra = encode_state(outcome.state, outcome.layout)
-        message.latent += 1
+        state, extra = encode_state(outcome.state, outcome.layout)
+        state.latent += 1
         # A copy: a protobuf map must not be written to while it is walked.
-        for name in list(message.history):
-            message.history[name] += 1
+        for name in list(state.history):
+            state.history[name] += 1
         tensors += extra
-        result.state.CopyFrom(message)
+        result.state.CopyFrom(state)
     result.tensors.extend(t.spec.to_proto() for t in tensors)
-    yield node_pb2.RunResponse(result=result)
-    yield from chunk_messages(node_pb2.RunResponse, tensors, range(len(tensors)))
+    message = node_pb2.RunResponse(result=result)
+    message.written = order.HasField("memory") and write_output(order.memory, tensors[0].data)
+    rest = range(int(message.written), len(tensors))
+    if not rest:
+        message.ended.CopyFrom(ended())
+        yield message
+        return
+    yield message
+    yield from chunk_messages(node_pb2.RunResponse, tensors, rest)
+    yield node_pb2.RunResponse(done=ended())

@@ -196,13 +196,18 @@ class RunSession:
             # The job that lined up begins now, in the same interpreter: that comes first.
             time.sleep(_BEGIN_S)
         outcome = item.result()
+
+        def ended() -> node_pb2.RunDone:
+            seconds = time.monotonic() - started
+            return node_pb2.RunDone(stopped=outcome.stopped, seconds=seconds)
+
         if leads and outcome.stopped == GO_ON:
             with telemetry.span("send"):
-                yield from result_messages(outcome, order.job)
-        elif leads:
+                yield from result_messages(outcome, first, ended)
+            return
+        if leads:
             yield from reports.rest()
-        done = node_pb2.RunDone(stopped=outcome.stopped, seconds=time.monotonic() - started)
-        yield node_pb2.RunResponse(done=done)
+        yield node_pb2.RunResponse(done=ended())
 
     def _work(
         self,

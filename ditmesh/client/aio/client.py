@@ -27,6 +27,7 @@ from ditmesh.client.events import Event, Progress, SampleResult
 from ditmesh.client.job import Fallback, JobOptions, build_job
 from ditmesh.client.prediction import PredictTarget
 from ditmesh.client.retry import Attempts, RetryPolicy
+from ditmesh.client.sharing import Sharing
 from ditmesh.client.weights import WeightPatch
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import (
@@ -72,6 +73,7 @@ class AsyncClient:
         self._sampler = sampler_pb2_grpc.SamplerServiceStub(calls)
         self._pipeline = pipeline_pb2_grpc.PipelineServiceStub(calls)
         self._cluster = cluster_pb2_grpc.ClusterServiceStub(self._channel)
+        self._sharing = Sharing()
         self._handles: weakref.WeakSet[AsyncJobHandle] = weakref.WeakSet()
 
     async def sample(
@@ -105,6 +107,7 @@ class AsyncClient:
             latent_format=options.get("latent_format"),
             deadline_s=deadline_s,
             retry=self._connection.retry,
+            sharing=self._sharing,
         )
         handle = AsyncJobHandle(self._sampler.Sample, self._connection, conversation)
         self._handles.add(handle)

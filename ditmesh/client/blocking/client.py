@@ -25,6 +25,7 @@ from ditmesh.client.events import Event, Progress, SampleResult
 from ditmesh.client.job import Fallback, JobOptions, build_job
 from ditmesh.client.prediction import PredictTarget
 from ditmesh.client.retry import Attempts, RetryPolicy
+from ditmesh.client.sharing import Sharing
 from ditmesh.client.weights import WeightPatch
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import (
@@ -75,6 +76,7 @@ class Client:
         self._sampler = sampler_pb2_grpc.SamplerServiceStub(calls)
         self._pipeline = pipeline_pb2_grpc.PipelineServiceStub(calls)
         self._cluster = cluster_pb2_grpc.ClusterServiceStub(self._channel)
+        self._sharing = Sharing()
         self._handles: weakref.WeakSet[JobHandle] = weakref.WeakSet()
 
     def sample(
@@ -106,6 +108,7 @@ class Client:
             latent_format=options.get("latent_format"),
             deadline_s=deadline_s,
             retry=self._connection.retry,
+            sharing=self._sharing,
         )
         handle = JobHandle(self._sampler.Sample, self._connection, conversation)
         self._handles.add(handle)

@@ -77,7 +77,7 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         specs = read_specs(first.job.job.tensors, field="t", max_bytes=1 << 30)
         receiver = Receiver(specs, field="t", store=self.store)
         self.offered.append([place.tensor for place in first.offered.tensors])
-        if first.HasField("offered") and not self.blind:
+        if first.offered.tensors and not self.blind:
             receiver.place(_read_shared(first.offered, specs))
         if not (receiver.complete and first.HasField("offered")):
             self.asked.append(list(receiver.missing))

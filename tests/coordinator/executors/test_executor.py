@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -62,30 +60,6 @@ def test_a_job_comes_on_a_stream_that_is_open_and_is_still_part_of_its_own_trace
                 assert opened == (1, 2)
                 told = [telemetry.extract([("traceparent", order.traceparent)]) for order in orders]
                 assert [t.trace_id for t in told if t] == [trace.trace_id for trace in traces]
-
-    run(test())
-
-
-def test_a_result_waits_for_nothing_that_clients_send() -> None:
-    """Its hash is made while every thread of the loop's own looks through a large upload."""
-
-    async def test() -> None:
-        loop, over = asyncio.get_running_loop(), threading.Event()
-        loop.set_default_executor(ThreadPoolExecutor(1))
-        async with executor() as (made, nodes):
-
-            async def uploads(node: ScriptedNode, context: Any) -> None:
-                looked_through.append(loop.run_in_executor(None, over.wait))
-
-            looked_through: list[asyncio.Future[bool]] = []
-            nodes[0].at["end"] = uploads
-            try:
-                async with asyncio.timeout(PATIENCE_S):
-                    end = await work(made)
-            finally:
-                over.set()
-            assert end.tensors[0].spec.sha256
-            await asyncio.gather(*looked_through)
 
     run(test())
 

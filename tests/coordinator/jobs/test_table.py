@@ -50,7 +50,9 @@ def test_a_whole_job_over_the_wire() -> None:
                 "chunk",
                 "summary",
             ]
-            assert answers[1].accepted == pb.JobAccepted(job_id="job", steps=2)
+            assert answers[1].accepted == pb.JobAccepted(
+                job_id="job", steps=2, latent_bytes=16 * 4 * 4 * 4
+            )
             assert answers[-1].summary.job_id == "job"
 
     run(test())
