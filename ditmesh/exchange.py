@@ -151,28 +151,38 @@ class Receiver:
         if self._received == spec.nbytes:
             self._finish(index, data if whole else self._pieces.joined())
 
-    def place(self, found: Mapping[int, bytes | memoryview], *, trusted: bool = True) -> None:
-        """Take whole tensors. `trusted`: from who has verified their hashes.
+    def place(self, found: Mapping[int, bytes | memoryview]) -> None:
+        """Take whole tensors from where nobody could have changed them: hashes are not computed.
 
-        Raises InvalidTensor for another length or hash, ProtocolError for one that was not asked
-        for.
+        Raises InvalidTensor for another length, ProtocolError for one that was not asked for.
         """
+        self._adopt({index: WireTensor(self.specs[index], data) for index, data in found.items()})
+
+    def adopt(self, found: Mapping[int, WireTensor]) -> None:
+        """Take whole tensors of these specs from a process that is not believed their hashes.
+
+        Raises InvalidTensor for another hash, ProtocolError for one that was not asked for.
+        """
+        for index, tensor in found.items():
+            if tensor.spec.sha256:
+                digest = start_hash(tensor.spec)
+                digest.update(tensor.data)
+                self._verify(index, digest)
+        self._adopt(found)
+
+    def _adopt(self, found: Mapping[int, WireTensor]) -> None:
         if self._received or not found.keys() <= set(self._pending):
             raise ProtocolError(f"tensors of {self._field} came that were not asked for")
-        for index, data in found.items():
-            if not trusted and self.specs[index].sha256:
-                digest = start_hash(self.specs[index])
-                digest.update(data)
-                self._verify(index, digest)
-            self._keep(index, data)
-            self.received_bytes += len(data)
+        for index, tensor in found.items():
+            self._keep(index, tensor)
+            self.received_bytes += tensor.spec.nbytes
         self._pending = [index for index in self._pending if index not in found]
         self._digest = self._next_hash()
 
     def _finish(self, index: int, data: bytes | memoryview) -> None:
         if self._digest is not None:
             self._verify(index, self._digest)
-        self._keep(index, data)
+        self._keep(index, WireTensor(self.specs[index], data))
         self._pieces, self._received = _Pieces(), 0
         self._pending.pop()
         self._digest = self._next_hash()
@@ -182,10 +192,8 @@ class Receiver:
             name = f"{self._field}[{index}]"
             raise InvalidTensor(f"the bytes of {name} do not have the declared sha256", field=name)
 
-    def _keep(self, index: int, data: bytes | memoryview) -> None:
-        spec = self.specs[index]
-        tensor = WireTensor(spec, data)
-        if self._store is not None and spec.sha256:
+    def _keep(self, index: int, tensor: WireTensor) -> None:
+        if self._store is not None and tensor.spec.sha256:
             self._store.put(self._scope, tensor)
         self._have[index] = tensor
 

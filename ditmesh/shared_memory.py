@@ -151,19 +151,38 @@ class Memory:
         return offset
 
 
+class SealedMemory:
+    """Another process's memory that nobody can write to any more, held open here.
+
+    So this process can tell others of it, whatever becomes of the one whose it was.
+    """
+
+    def __init__(self, pid: int, fd: int, token: bytes) -> None:
+        """Raises OSError as `read`, and when it is not sealed."""
+        self.token = token
+        with _opened(pid, fd, token, os.O_RDONLY) as own:
+            if not fcntl.fcntl(own, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
+                raise OSError(f"process {pid} can write to its file {fd}")
+            self.fd = os.dup(own)
+        weakref.finalize(self, os.close, self.fd)
+
+    def read(self, places: Iterable[tuple[int, int]]) -> list[bytes | memoryview]:
+        """As the function `read`."""
+        size = os.fstat(self.fd).st_size
+        return [_read(self.fd, offset, length, size) for offset, length in places]
+
+
 def read(
-    pid: int, fd: int, token: bytes, places: Iterable[tuple[int, int]], *, sealed: bool = False
+    pid: int, fd: int, token: bytes, places: Iterable[tuple[int, int]]
 ) -> list[bytes | memoryview]:
     """The data at each (offset, length) of another process's memory.
 
     Those that are large, and no small part of that memory, are mapped, not copied; they stay as
     they are whatever becomes of that process.
     Raises OSError when it cannot be opened, is not published, or is not the memory that begins
-    with `token`; with `sealed`, for a process that is not trusted, also when it is not sealed.
+    with `token`.
     """
     with _opened(pid, fd, token, os.O_RDONLY, lock=True) as own:
-        if sealed and not fcntl.fcntl(own, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
-            raise OSError(f"process {pid} can write to its file {fd}")
         size = os.fstat(own).st_size
         return [_read(own, offset, length, size) for offset, length in places]
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -117,12 +118,29 @@ class TensorSpec:
         return spec
 
 
+class SharedFile(Protocol):
+    """Memory that other processes of this machine can read: see `ditmesh.shared_memory`."""
+
+    fd: int
+    token: bytes
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in shared memory that nobody writes to, while that is there."""
+
+    memory: Callable[[], SharedFile | None]
+    offset: int
+
+
 @dataclass(frozen=True)
 class WireTensor:
     """A tensor's bytes with their meaning. `data` is little-endian and row-major."""
 
     spec: TensorSpec
     data: bytes | memoryview = field(repr=False)
+    place: Place | None = field(default=None, repr=False, compare=False)
+    """Where it lies in memory that this process can tell others of, if it does."""
 
     def __post_init__(self) -> None:
         if len(self.data) != self.spec.nbytes:
@@ -133,7 +151,7 @@ class WireTensor:
         if self.spec.sha256:
             return self
         digest = content_hash(self.spec.data_type, self.spec.shape, self.data)
-        return WireTensor(TensorSpec(self.spec.data_type, self.spec.shape, digest), self.data)
+        return replace(self, spec=replace(self.spec, sha256=digest))
 
     def numpy(self) -> npt.NDArray[np.generic]:
         """As a read-only array of the same shape; bf16 as float32."""

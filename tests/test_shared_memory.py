@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ditmesh import shared_memory
-from ditmesh.shared_memory import MAPPED_FROM_BYTES, Memory, host_id
+from ditmesh.shared_memory import MAPPED_FROM_BYTES, Memory, SealedMemory, host_id
 from ditmesh.tensors import WireTensor
 
 _WRITER = """
@@ -195,9 +195,10 @@ def test_sealed_memory_stays_as_it_is() -> None:
         place = memory.add(tensor), tensor.spec.nbytes
         memory.publish()
         with pytest.raises(OSError, match="can write"):
-            shared_memory.read(os.getpid(), memory.fd, memory.token, [place], sealed=True)
+            SealedMemory(os.getpid(), memory.fd, memory.token)
         memory.seal()
-        (view,) = shared_memory.read(os.getpid(), memory.fd, memory.token, [place], sealed=True)
+        sealed = SealedMemory(os.getpid(), memory.fd, memory.token)
+        (view,) = sealed.read([place])
         with pytest.raises(OSError):
             os.pwrite(memory.fd, b"new", place[0])
         with pytest.raises(OSError):
@@ -205,6 +206,8 @@ def test_sealed_memory_stays_as_it_is() -> None:
         with pytest.raises(OSError):
             memory.map()
     assert bytes(view) == bytes(tensor.data)
+    (again,) = shared_memory.read(os.getpid(), sealed.fd, sealed.token, [place])
+    assert bytes(again) == bytes(tensor.data)
 
 
 _USER = """

@@ -26,7 +26,7 @@ from ditmesh.errors import DitmeshError, InternalError, JobCancelled, ProtocolEr
 from ditmesh.exchange import Receiver
 from ditmesh.jobs import Job
 from ditmesh.shared_memory import host_id
-from ditmesh.shared_tensors import take
+from ditmesh.shared_tensors import take_sealed
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import sampler_pb2 as pb
 from ditmesh.v1 import sampler_pb2_grpc, tensor_pb2
@@ -155,7 +155,7 @@ class SamplerServicer(sampler_pb2_grpc.SamplerServiceServicer):
         if receiver.complete:
             return
         # On a thread: hashing, and looking at every value, take a while.
-        await asyncio.to_thread(_take, receiver, shared)
+        await asyncio.to_thread(take_sealed, receiver, shared)
         record.received_bytes = receiver.received_bytes
         self._raise_end(record)
         client.shares = not {place.tensor for place in shared.tensors} & {*receiver.missing}
@@ -237,11 +237,3 @@ class _Client:
 def _needed(receiver: Receiver, client: _Client) -> pb.SampleResponse:
     needed = tensor_pb2.TensorsNeeded(tensors=receiver.missing)
     return pb.SampleResponse(needed=needed, shares=client.shares)
-
-
-def _take(receiver: Receiver, shared: tensor_pb2.SharedTensors) -> None:
-    take(receiver, shared, trusted=False)
-    if receiver.complete:
-        for tensor in receiver.tensors():
-            # Remembered: who asks next is on the event loop.
-            tensor.all_finite()

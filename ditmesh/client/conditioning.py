@@ -43,7 +43,7 @@ class Conditioning:
         given = {"text": self.text, **{f"extra.{name}": t for name, t in self.extra.items()}}
         if self.pooled is not None:
             given["pooled"] = self.pooled
-        return {name: to_wire(value, name).hashed() for name, value in given.items()}
+        return {name: to_wire(value, name, copy=False).hashed() for name, value in given.items()}
 
     def to_proto(self, table: TensorTable) -> job_pb2.Conditioning:
         """As a message, its tensors put into `table`."""
