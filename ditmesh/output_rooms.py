@@ -47,15 +47,17 @@ class OutputRoom:
 
     def expect(self) -> None:
         """Have memory for `read` now, while there is time: getting new pages takes some."""
-        self._copy = np.zeros(self.nbytes, np.uint8)
-        self._copy[:: mmap.PAGESIZE] = 0
+        copy = np.zeros(self.nbytes, np.uint8)
+        copy[:: mmap.PAGESIZE] = 0
+        # Last: another thread may read meanwhile, and what it has is not to be written to any more.
+        self._copy = copy
 
     def read(self) -> memoryview:
         """A copy of what was written, the caller's own: the room is for something else next."""
         copy, self._copy = self._copy, None
         if copy is None:
             copy = np.empty(self.nbytes, np.uint8)
-        os.preadv(self._memory.fd, [copy], self._offset)
+        os.preadv(self._memory.fd, [copy.data], self._offset)
         return copy.data
 
     def close(self) -> None:
@@ -99,7 +101,12 @@ class OutputRooms:
 
 
 def write_output(memory: tensor_pb2.CallMemory, data: bytes | memoryview) -> bool:
-    """Write a whole tensor to the room that another process names; False: it cannot be done."""
+    """Write a whole tensor to the room that another process names; False: it cannot be done.
+
+    More than a room may have is not written: it would hold up an event loop.
+    """
+    if len(data) > LARGEST_BYTES:
+        return False
     shared = memory.tensors
     try:
         place = memory.output, len(data)

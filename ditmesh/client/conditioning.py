@@ -35,15 +35,25 @@ class Conditioning:
     """Further tensors that the family knows, by name."""
 
     @cached_property
-    def wire(self) -> Mapping[str, WireTensor]:
-        """The tensors under "text", "pooled" and "extra.<name>", with their hashes.
+    def tensors(self) -> Mapping[str, WireTensor]:
+        """The tensors under "text", "pooled" and "extra.<name>", where they are.
 
         Raises InvalidTensor for what cannot be sent.
         """
         given = {"text": self.text, **{f"extra.{name}": t for name, t in self.extra.items()}}
         if self.pooled is not None:
             given["pooled"] = self.pooled
-        return {name: to_wire(value, name, copy=False).hashed() for name, value in given.items()}
+        return {name: to_wire(value, name, copy=False) for name, value in given.items()}
+
+    @cached_property
+    def wire(self) -> Mapping[str, WireTensor]:
+        """As `tensors`, with their hashes."""
+        return {name: tensor.hashed() for name, tensor in self.tensors.items()}
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether `wire` takes no time."""
+        return "wire" in self.__dict__
 
     def to_proto(self, table: TensorTable) -> job_pb2.Conditioning:
         """As a message, its tensors put into `table`."""

@@ -26,7 +26,7 @@ from ditmesh.client.events import (
     read_summary,
 )
 from ditmesh.client.retry import Attempts, RetryPolicy
-from ditmesh.client.sharing import SharedInputs, Sharing
+from ditmesh.client.sharing import SharedInputs, Sharing, WrittenAhead
 from ditmesh.errors import DeadlineExceeded, InternalError, InvalidTensor, JobCancelled
 from ditmesh.exchange import Receiver, read_specs
 from ditmesh.jobs import Job, extract_state
@@ -56,8 +56,10 @@ class SampleConversation:
         deadline_s: float | None = None,
         retry: RetryPolicy,
         sharing: Sharing,
+        ahead: WrittenAhead | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`ahead`: some of the job's tensors, on their way to memory."""
         self.job = job
         self.result: SampleResult | None = None
         """Set once the job has succeeded."""
@@ -65,13 +67,14 @@ class SampleConversation:
         self._clock = clock
         self._deadline = None if deadline_s is None else clock() + deadline_s
         self._attempts = Attempts(retry, clock)
+        self._opened = False
         self._accepted = False
         self._cancelled = False
         self._progress = pb.Progress()
         self._message: pb.SampleResult | None = None
         self._receiver: Receiver | None = None
         self._sharing = sharing
-        self._shared = SharedInputs(job.tensors)
+        self._shared = SharedInputs(job.tensors, ahead)
         self._room: OutputRoom | None = None
 
     def cancel(self) -> None:
@@ -93,12 +96,14 @@ class SampleConversation:
     def opening(self) -> list[pb.SampleRequest]:
         """The first messages of a new stream."""
         self._message = self._receiver = None
-        self._close_memory()
+        if self._opened:
+            self._close_memory()
+            self._shared = SharedInputs(self.job.tensors)
+        self._opened = True
         first = pb.SampleRequest(job=self.job.spec, host=self._sharing.host)
         if self._cancelled:
             return [first, CANCEL]
         if not self._accepted:
-            self._shared = SharedInputs(self.job.tensors)
             offered = self._shared.share(self._sharing.to_offer(self.job.tensors))
             if offered is not None:
                 first.offered.CopyFrom(offered)
@@ -120,7 +125,9 @@ class SampleConversation:
             self._shared.close()
             self._sharing.accepted(self.job.tensors, server_reads=response.shares)
             event = Accepted(a.job_id, a.steps, a.queue_position, a.resumed)
-            return self._leave_room(a.latent_bytes) if response.shares else (), event
+            if response.shares:
+                self._room = self._sharing.rooms.take(a.latent_bytes)
+            return _tell_of(self._room) if self._room is not None else (), event
         if kind == "queue":
             return (), Queued(response.queue.position)
         if kind == "progress":
@@ -162,14 +169,6 @@ class SampleConversation:
             return (pb.SampleRequest(shared=shared),)
         pieces = chunk_messages(pb.SampleRequest, self.job.tensors, needed)
         return itertools.takewhile(lambda _: not self._cancelled, pieces)
-
-    def _leave_room(self, nbytes: int) -> Iterable[pb.SampleRequest]:
-        """Room for the result, where the server can write to it."""
-        room = self._room = self._sharing.rooms.take(nbytes)
-        if room is None:
-            return
-        yield pb.SampleRequest(memory=room.message)
-        room.expect()
 
     def _close_memory(self) -> None:
         self._shared.close()
@@ -215,6 +214,12 @@ class SampleConversation:
         if value is None:
             raise InternalError(f"the server sent a {kind} before any result")
         return value
+
+
+def _tell_of(room: OutputRoom) -> Iterable[pb.SampleRequest]:
+    """The server is told first; memory for what it writes can be had after that."""
+    yield pb.SampleRequest(memory=room.message)
+    room.expect()
 
 
 def _is_late(failure: grpc.RpcError) -> bool:

@@ -103,12 +103,14 @@ class Client:
 
     def start(self, *, deadline_s: float | None = None, **options: Unpack[JobOptions]) -> JobHandle:
         """Start a job and go on; what becomes of it, its handle tells."""
+        ahead = self._sharing.write_ahead(options.get("positive"), options.get("negative"))
         conversation = SampleConversation(
             build_job(options),
             latent_format=options.get("latent_format"),
             deadline_s=deadline_s,
             retry=self._connection.retry,
             sharing=self._sharing,
+            ahead=ahead,
         )
         handle = JobHandle(self._sampler.Sample, self._connection, conversation)
         self._handles.add(handle)
