@@ -223,7 +223,8 @@ def _opened(pid: int, fd: int, token: bytes, mode: int, *, lock: bool = False) -
             fcntl.flock(own, fcntl.LOCK_SH | fcntl.LOCK_NB)
         if not fcntl.fcntl(own, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             raise OSError(f"process {pid} can shorten its file {fd}")
-        if not token or os.pread(own, len(token), 0) != token:
+        # All of it: a part could be guessed by who was not told.
+        if len(token) != TOKEN_BYTES or os.pread(own, TOKEN_BYTES, 0) != token:
             raise OSError(f"process {pid} has other memory at {fd}")
         yield own
     finally:
