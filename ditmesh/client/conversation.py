@@ -67,7 +67,6 @@ class SampleConversation:
         self._clock = clock
         self._deadline = None if deadline_s is None else clock() + deadline_s
         self._attempts = Attempts(retry, clock)
-        self._opened = False
         self._accepted = False
         self._cancelled = False
         self._progress = pb.Progress()
@@ -96,10 +95,6 @@ class SampleConversation:
     def opening(self) -> list[pb.SampleRequest]:
         """The first messages of a new stream."""
         self._message = self._receiver = None
-        if self._opened:
-            self._close_memory()
-            self._shared = SharedInputs(self.job.tensors)
-        self._opened = True
         first = pb.SampleRequest(job=self.job.spec, host=self._sharing.host)
         if self._cancelled:
             return [first, CANCEL]
@@ -148,6 +143,9 @@ class SampleConversation:
 
         `failure` is what the stream broke with, None if it ended without a result.
         """
+        # At once: whoever keeps a job that failed does not keep its memory.
+        self._close_memory()
+        self._shared = SharedInputs(self.job.tensors)
         if failure is not None and _is_late(failure):
             self.remaining_s()  # says it better than gRPC does
         if self._cancelled and not self._accepted:
