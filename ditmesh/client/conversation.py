@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -216,8 +216,14 @@ class SampleConversation:
 
 def _tell_of(room: OutputRoom) -> Iterable[pb.SampleRequest]:
     """The server is told first; memory for what it writes can be had after that."""
-    yield pb.SampleRequest(memory=room.message)
-    room.expect()
+    # Now: by the time that it is sent, the stream may have ended, and the room with it.
+    request = pb.SampleRequest(memory=room.message)
+
+    def tell() -> Iterator[pb.SampleRequest]:
+        yield request
+        room.expect()
+
+    return tell()
 
 
 def _is_late(failure: grpc.RpcError) -> bool:
