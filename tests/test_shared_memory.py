@@ -260,3 +260,29 @@ def test_room_that_is_left_is_there() -> None:
         assert os.fstat(memory.fd).st_blocks * 512 >= 100_000
         assert bytes(memory.map()[offset : offset + 100_000]) == bytes(100_000)
         assert memory.leave_room(1) >= offset + 100_000
+
+
+def test_what_one_writes_to_the_room_of_another_is_there(writer: Writer) -> None:
+    """Where its owner said, and no byte beside it; what does not fit is not written at all."""
+    place = writer.process.pid, writer.fd, writer.token
+    (offset, length), (after, _) = writer.places
+    shared_memory.write(*place, (offset + 10, length - 20), memoryview(bytes(length - 20)))
+    data, rest = writer.read()
+    assert bytes(data) == bytes([7]) * 10 + bytes(length - 20) + bytes([7]) * 10
+    size = len(shared_memory.attach(*place))
+    for where, there in (((after, 10), 9), ((size - 9, 10), 10), ((0, 10), 10), ((15, 10), 10)):
+        with pytest.raises(OSError, match="no room"):
+            shared_memory.write(*place, where, bytes(there))
+    assert writer.read() == [data, rest]
+
+
+@pytest.mark.parametrize("known", [0, 1, 15])
+def test_a_part_of_the_token_opens_nothing(writer: Writer, known: int) -> None:
+    """It could be guessed: only who was told by its owner has all of it."""
+    place = writer.process.pid, writer.fd, writer.token[:known]
+    with pytest.raises(OSError, match="other memory"):
+        shared_memory.read(*place, writer.places)
+    with pytest.raises(OSError, match="other memory"):
+        shared_memory.attach(*place)
+    with pytest.raises(OSError, match="other memory"):
+        shared_memory.write(*place, writer.places[1], bytes(10))

@@ -110,6 +110,21 @@ def test_a_tensor_that_requires_gradients_or_is_strided_is_copied_dense() -> Non
     assert torch.equal(to_torch(from_torch(tensor)), tensor.detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_a_tensor_may_travel_where_it_is(dtype: torch.dtype) -> None:
+    """Without a copy unless it must be made dense, and for nobody to change; else as it was."""
+    tensor = torch.arange(6).reshape(2, 3).to(dtype)
+    copied, there = from_torch(tensor), from_torch(tensor, copy=False)
+    dense = from_torch(tensor.T, copy=False)
+    assert there == copied
+    assert isinstance(there.data, memoryview)
+    assert there.data.readonly
+    turned = from_torch(tensor.T)
+    tensor += 1
+    assert there == from_torch(tensor) != copied
+    assert dense == turned
+
+
 def test_torch_gets_memory_of_its_own() -> None:
     """Writing to the tensor leaves the wire's bytes alone: they may be cached under their hash."""
     wire = as_wire(torch.ones(4))
