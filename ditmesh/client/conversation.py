@@ -26,7 +26,7 @@ from ditmesh.client.events import (
     read_summary,
 )
 from ditmesh.client.retry import Attempts, RetryPolicy
-from ditmesh.client.sharing import SharedInputs, Sharing, WrittenAhead
+from ditmesh.client.sharing import SharedInputs, Sharing, Written
 from ditmesh.errors import DeadlineExceeded, InternalError, InvalidTensor, JobCancelled
 from ditmesh.exchange import Receiver, read_specs
 from ditmesh.jobs import Job, extract_state
@@ -56,10 +56,10 @@ class SampleConversation:
         deadline_s: float | None = None,
         retry: RetryPolicy,
         sharing: Sharing,
-        ahead: WrittenAhead | None = None,
+        ahead: Written | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`ahead`: some of the job's tensors, on their way to memory."""
+        """`ahead`: some of the job's tensors, in memory already."""
         self.job = job
         self.result: SampleResult | None = None
         """Set once the job has succeeded."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from ditmesh.client.conditioning import Conditioning
 from ditmesh.given import Given
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 _LEAST_BYTES = 256 << 10
 # More is not written at once: whoever writes it may be an event loop.
 _MOST_BYTES = 64 << 20
-# Less is written in less time than it takes to begin a thread.
+# Less is written in less time than it takes to have a thread do it.
 _AHEAD_BYTES = 1 << 20
 
 
@@ -32,9 +33,14 @@ class Sharing:
         """Tells the server where this process is; empty where memory cannot be shared."""
         self.rooms = OutputRooms()
         """For results."""
+        self._hashing = ThreadPoolExecutor(1, "ditmesh-hash")
         self._server_reads = False
         self._given = Given()
         self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Let the thread that hashes end."""
+        self._hashing.shutdown(wait=False)
 
     def accepted(self, tensors: Sequence[WireTensor], *, server_reads: bool) -> None:
         """The server has these, and can read this process's memory or not."""
@@ -53,10 +59,11 @@ class Sharing:
                 if tensor.spec.sha256 not in self._given and not isinstance(tensor, HashedTensor)
             ]
 
-    def write_ahead(self, *given: object) -> WrittenAhead | None:
-        """Begin to write what is new of these, conditionings or not, while it is hashed.
+    def write_ahead(self, *given: object) -> Written | None:
+        """Write what is new of these, conditionings or not, and have it hashed meanwhile.
 
-        None where that is not worth it.
+        None where that is not worth it, or there is no room. Raises InvalidTensor for what cannot
+        be sent.
         """
         with self._lock:
             if not self._server_reads:
@@ -64,41 +71,38 @@ class Sharing:
         new = [c for c in given if isinstance(c, Conditioning) and not c.is_hashed]
         tensors = [tensor for c in new for tensor in c.tensors.values()]
         nbytes = sum(tensor.spec.nbytes for tensor in tensors)
-        return WrittenAhead(tensors) if _AHEAD_BYTES <= nbytes <= _MOST_BYTES else None
-
-
-class WrittenAhead:
-    """Tensors that are being written to memory."""
-
-    def __init__(self, tensors: Sequence[WireTensor]) -> None:
-        self._tensors = tensors
-        self._memory: Memory | None = None
-        self._offsets: dict[int, int] = {}
-        # Not a pool's: a process that was forked would wait for a thread that it does not have.
-        self._thread = threading.Thread(target=self._write, name="ditmesh-share", daemon=True)
-        self._thread.start()
-
-    def _write(self) -> None:
+        if not _AHEAD_BYTES <= nbytes <= _MOST_BYTES:
+            return None
+        hashing = self._hashing.submit(lambda: [c.wire for c in new])
         try:
-            memory = Memory()
-            self._offsets = {id(tensor.data): memory.add(tensor) for tensor in self._tensors}
-            self._memory = memory
+            return Written(tensors)
         except OSError as error:
             _no_room(error)
+            return None
+        finally:
+            hashing.result()
 
-    def wait(self) -> tuple[Memory, dict[int, int]] | None:
-        """The memory, and by the `id` of each tensor's data where in it that is; None: there was
-        no room.
-        """
-        self._thread.join()
-        return None if self._memory is None else (self._memory, self._offsets)
+
+class Written:
+    """Tensors in memory."""
+
+    def __init__(self, tensors: Sequence[WireTensor]) -> None:
+        """Raises OSError when there is no room."""
+        self.memory = Memory()
+        self._tensors = tensors
+        self._offsets = {id(tensor.data): self.memory.add(tensor) for tensor in tensors}
+
+    def add(self, tensor: WireTensor) -> int:
+        """Where a tensor is; it is written unless it is there. Raises OSError."""
+        known = self._offsets.get(id(tensor.data))
+        return self.memory.add(tensor) if known is None else known
 
 
 class SharedInputs:
     """A job's tensors in memory, for as long as the server has not taken them."""
 
-    def __init__(self, tensors: Sequence[WireTensor], ahead: WrittenAhead | None = None) -> None:
-        """`ahead`: some of them, already on their way."""
+    def __init__(self, tensors: Sequence[WireTensor], ahead: Written | None = None) -> None:
+        """`ahead`: some of them."""
         self._tensors = tensors
         self._ahead = ahead
         self._memory: Memory | None = None
@@ -111,20 +115,15 @@ class SharedInputs:
             return None
         self._tried |= {*indices}
         ahead, self._ahead = self._ahead, None
-        written = ahead.wait() if ahead is not None else None
         try:
-            memory, known = written or (Memory(), {})
-            data = {i: self._tensors[i].data for i in indices}
-            offsets = {
-                i: known[id(d)] if id(d) in known else memory.add(self._tensors[i])
-                for i, d in data.items()
-            }
-            memory.seal()
+            written = ahead or Written(())
+            offsets = {index: written.add(self._tensors[index]) for index in indices}
+            written.memory.seal()
         except OSError as error:
             _no_room(error)
             return None
-        self._memory = memory
-        return places(memory, offsets)
+        self._memory = written.memory
+        return places(written.memory, offsets)
 
     def close(self) -> None:
         """The server has what it will have: what it reads, it has mapped."""

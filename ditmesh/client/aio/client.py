@@ -171,6 +171,7 @@ class AsyncClient:
         """Disconnect. Jobs that still run are left: the server ends them after a while."""
         for handle in list(self._handles):
             await handle.close()
+        self._sharing.close()
         await self._channel.close()
 
     async def __aenter__(self) -> AsyncClient:

@@ -170,6 +170,7 @@ class Client:
         """Disconnect. Jobs that still run are left: the server ends them after a while."""
         for handle in list(self._handles):
             handle.close()
+        self._sharing.close()
         self._channel.close()
 
     def __enter__(self) -> Client:
