@@ -7,6 +7,7 @@ once. What gRPC and the kernel copy is not counted.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,12 @@ import numpy as np
 import pytest
 import torch
 
+from coordinator.services import client_memory
 from ditmesh import chunk_messages, shared_memory
+from ditmesh.attached_memory import AttachedMemory
 from ditmesh.client.conditioning import Conditioning
+from ditmesh.client.prediction import PredictExchange
+from ditmesh.client.stream_memory import StreamMemory
 from ditmesh.exchange import Receiver
 from ditmesh.executor.inputs import TensorReader
 from ditmesh.shared_memory import Memory
@@ -110,9 +115,9 @@ def test_the_count_counts(copies: Count) -> None:
 
 
 def test_a_conditioning_is_read_once(copies: Count) -> None:
-    """From torch to wire; hashing looks at it in place."""
+    """From torch to wire it stays where it is; hashing looks at it there."""
     found, _ = copies(lambda: Conditioning(TEXT).wire, TEXT.nbytes)
-    assert near(found) == 1
+    assert near(found) == 0
 
 
 def test_sending_joins_each_chunk_once(copies: Count) -> None:
@@ -178,6 +183,56 @@ def test_what_is_new_in_a_call_is_where_both_processes_have_it_mapped(copies: Co
         assert near(found) == 1
         ours[: LATENT.nbytes] = bytes(range(256)) * (LATENT.nbytes // 256)
         assert torch.equal(copy, LATENT)
+
+
+def test_a_call_of_a_client_on_this_machine_is_copied_out_of_its_memory_once(copies: Count) -> None:
+    """The client's own memory is written in place. What the coordinator has checked nobody can
+    change, and the answer is the caller's.
+    """
+    tensor = wire(LATENT)
+    plain = WireTensor(TensorSpec(tensor.spec.data_type, tensor.spec.shape), tensor.data)
+    memory, attached = StreamMemory(), AttachedMemory()
+    memory.offered()
+    exchange = PredictExchange(1, LATENT, 0.5, Conditioning(torch.zeros(1, 1, 1)))
+
+    def ask() -> Any:
+        for _ in exchange.place(memory):
+            pass
+        (request,) = exchange.opening()
+        return request
+
+    found, request = copies(ask, LATENT.nbytes)
+    assert near(found) == 0
+
+    def take() -> WireTensor:
+        views = attached.of(request.memory)
+        assert views is not None
+        receiver = Receiver([plain.spec], field="t")
+        asyncio.run(client_memory.take(views, receiver, unasked=0, field="t"))
+        return receiver.tensors()[0]
+
+    found, came = copies(take, LATENT.nbytes)
+    assert near(found) == 1
+    assert came == plain
+
+    def answer() -> Any:
+        views = attached.of(request.memory)
+        assert views is not None
+        assert asyncio.run(client_memory.give(views, came))
+        output = plain.spec.to_proto()
+        result = sampler_pb2.PredictResult(call_id=1, output=output)
+        return sampler_pb2.PredictResponse(result=result, written=True)
+
+    found, response = copies(answer, LATENT.nbytes)
+    assert near(found) == 0
+
+    def read() -> Any:
+        list(exchange.receive(response))
+        return exchange.answer()
+
+    found, output = copies(read, LATENT.nbytes)
+    assert near(found) == 1
+    assert np.array_equal(output, LATENT.numpy())
 
 
 def test_a_rank_on_a_cpu_uses_an_input_where_it_came(copies: Count) -> None:

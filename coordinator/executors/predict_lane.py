@@ -15,10 +15,11 @@ from typing import Any, cast
 
 import grpc.aio
 
-from coordinator.executors.sharing import CallMemory, Share
+from coordinator.executors.sharing import Share
 from coordinator.nodes.link import NodeLink
 from ditmesh import telemetry
 from ditmesh.aio_status import CallStatus
+from ditmesh.call_memory import CallMemory
 from ditmesh.chunk_messages import chunk_messages
 from ditmesh.errors import DitmeshError, InternalError
 from ditmesh.exchange import Receiver, count_unhashed, read_specs
@@ -88,7 +89,9 @@ class PredictLane:
         When this raises or is cancelled, half a call may be on its way: the lane can only be
         closed then.
         """
-        await self._memory.fill(tensors, call.x, self._links)
+        if any(link.is_here for link in self._links):
+            for _ in self._memory.fill(tensors, call.x):
+                await asyncio.sleep(0)
         first, *others = self._members
         answers: list[Answer]
         with Share(tensors) as share:
@@ -155,7 +158,8 @@ class _MemberLane:
             # Not opened yet, or ended since the last call, as when the process was restarted.
             self._call = await self._opened()
         context = telemetry.current_span().context
-        memory = self._memory.seen_by(self._link) if self._sees_memory else None
+        sees_memory = self._sees_memory and self._link.is_here
+        memory = self._memory.message if sees_memory else None
         unasked = count_unhashed(t.spec for t in share.tensors) if memory is None else 0
         request = node_pb2.PredictStepRequest(
             call=call,
@@ -206,7 +210,8 @@ class _MemberLane:
             return None
         specs = read_specs([message.result.output], field="output", max_bytes=_MAX_ANSWER_BYTES)
         if message.written:
-            return WireTensor(specs[0], self._memory.output())
+            output = self._memory.output[: specs[0].nbytes]
+            return WireTensor(specs[0], output if self._memory.is_large else bytes(output))
         receiver = Receiver(specs, field="output")
         while not receiver.complete:
             receiver.feed((await self._read(self._call, "chunk")).chunk)

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from coordinator.executors.neighbours import Neighbours
 from coordinator.nodes.link import NodeLink
-from ditmesh.errors import InternalError
 from ditmesh.memory_pool import MemoryPool
-from ditmesh.shared_memory import Memory, host_id
-from ditmesh.shared_tensors import places
+from ditmesh.shared_memory import Memory
+from ditmesh.shared_tensors import places, places_of
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import tensor_pb2
 
@@ -20,10 +19,6 @@ log = logging.getLogger(__name__)
 # More than this is written on a thread: the event loop has streams to serve meanwhile. The text of
 # one picture is not: handing it to a thread and back takes longer than writing it.
 _INLINE_BYTES = 5 << 20
-# What is written between two turns of the event loop.
-_PIECE_BYTES = 1 << 20
-# Enough for a picture of 1024x1024: its latent, and the model's output.
-_KEPT_BYTES = 4 << 20
 # One for all executors: what the next job needs is of the sizes that the last one had.
 _POOL = MemoryPool()
 
@@ -50,7 +45,7 @@ class Share:
         find out who passes on what.
         """
         new = {link: self.new_to(link) for link in links}
-        missing = next((m for link, m in new.items() if _is_here(link) and m), None)
+        missing = next((m for link, m in new.items() if link.is_here and m), None)
         if missing is not None:
             self._writing = asyncio.create_task(self._place(missing))
         self.neighbours = Neighbours({link: self._nbytes(m) for link, m in new.items()})
@@ -70,7 +65,7 @@ class Share:
         if not wanted or wanted & self._offered:
             # What a member lacks although it was offered, it could not read.
             return None
-        if _is_here(link):
+        if link.is_here:
             found = await self._place(needed)
         else:
             found = await self.neighbours.places(link, needed)
@@ -79,6 +74,9 @@ class Share:
         return found
 
     async def _place(self, needed: Sequence[int]) -> tensor_pb2.SharedTensors | None:
+        there = places_of({index: self.tensors[index] for index in needed})
+        if there is not None:
+            return there
         nbytes = self._nbytes(needed)
         async with self._turn:
             for memory, offsets in self._written:
@@ -120,103 +118,3 @@ class Share:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-class CallMemory:
-    """What is new in each transformer call, and the output that it leads to.
-
-    One call after another uses the same memory, and who has it mapped keeps it so: new pages take
-    longer than what is done with them. Tensors with a hash have no place here, because members
-    keep them.
-    """
-
-    def __init__(self) -> None:
-        self._memory: Memory | None = None
-        self._mapped = memoryview(b"")
-        self._places: tuple[tuple[int, int], ...] = ()
-        """Where memory of which size is, the last for the output."""
-        self._message: tensor_pb2.CallMemory | None = None
-
-    async def fill(
-        self, tensors: Sequence[WireTensor], x: int, members: Sequence[NodeLink]
-    ) -> None:
-        """Write a call's own tensors, and leave room for an output as large as its `x`, if there
-        are members to see it. All members must be done with the call before.
-        """
-        self._message = None
-        if not any(map(_is_here, members)):
-            return
-        own = {i: tensor for i, tensor in enumerate(tensors) if not tensor.spec.sha256}
-        sizes = [tensor.spec.nbytes for tensor in (*own.values(), tensors[x])]
-        if sizes != [size for _, size in self._places]:
-            self.close()
-            try:
-                await self._make(sizes)
-            except OSError as error:
-                log.warning("a call's tensors cannot be shared: %s", error)
-                self.close()
-        memory, mapped = self._memory, self._mapped
-        if memory is None:
-            return
-        offsets = [offset for offset, _ in self._places]
-        for tensor, offset in zip(own.values(), offsets[:-1], strict=True):
-            await _copy(tensor.data, mapped, offset)
-        if memory is not self._memory:
-            # Closed meanwhile.
-            return
-        filled = places(memory, dict(zip(own, offsets[:-1], strict=True)))
-        self._message = tensor_pb2.CallMemory(tensors=filled, output=offsets[-1])
-
-    def seen_by(self, link: NodeLink) -> tensor_pb2.CallMemory | None:
-        """Where a member finds it; None: there is nothing for it to find."""
-        return self._message if _is_here(link) else None
-
-    def output(self) -> bytes | memoryview:
-        """What the leader has written."""
-        if self._message is None:
-            raise InternalError("an output was written to memory that is not there")
-        offset, nbytes = self._places[-1]
-        found = self._mapped[offset : offset + nbytes]
-        return found if self._is_large else bytes(found)
-
-    def rest(self) -> None:
-        """The call is over. Memory of a size that is rare is not kept for the next one."""
-        if self._is_large:
-            self.close()
-
-    def close(self) -> None:
-        """Let go of the memory."""
-        memory, self._memory, self._message = self._memory, None, None
-        self._mapped, self._places = memoryview(b""), ()
-        if memory is not None:
-            memory.close()
-
-    @property
-    def _is_large(self) -> bool:
-        return len(self._mapped) > _KEPT_BYTES
-
-    async def _make(self, sizes: Sequence[int]) -> None:
-        memory = self._memory = Memory()
-        places = []
-        for size in sizes:
-            places.append((memory.nbytes, size))
-            for at in range(0, size, _PIECE_BYTES):
-                memory.leave_room(min(size - at, _PIECE_BYTES))
-                await asyncio.sleep(0)
-        self._mapped, self._places = memory.map(), tuple(places)
-
-
-async def _copy(data: bytes | memoryview, into: memoryview, offset: int) -> None:
-    """Piece by piece, with turns for others on the event loop."""
-    view = memoryview(data)
-    for at in range(0, len(view), _PIECE_BYTES):
-        if at:
-            await asyncio.sleep(0)
-        piece = view[at : at + _PIECE_BYTES]
-        into[offset + at : offset + at + len(piece)] = piece
-
-
-def _is_here(link: NodeLink) -> bool:
-    """Whether a member can see this process's memory."""
-    host = link.report.host if link.report is not None else ""
-    return bool(host) and host == host_id()

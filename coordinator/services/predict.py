@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 
 from coordinator.cluster.cluster import Cluster
 from coordinator.config import Limits
@@ -13,6 +14,8 @@ from coordinator.jobs import checks
 from coordinator.jobs.checks import POLICIES
 from coordinator.jobs.scheduler import Claim, Scheduler
 from coordinator.lifecycle.ladder import Policy
+from coordinator.services import client_memory
+from coordinator.services.client_memory import ClientMemory
 from coordinator.services.streams import read
 from ditmesh import telemetry
 from ditmesh.chunk_messages import chunk_messages
@@ -35,6 +38,17 @@ from ditmesh.v1 import sampler_pb2 as pb
 _MAX_ATTEMPTS = 3
 
 _Requests = AsyncIterator[pb.PredictRequest]
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What the calls of one client's stream have in common."""
+
+    opened: pb.PredictOpen
+    model: PatchedModel
+    memory: ClientMemory
+    requests: _Requests
+    scope: str
 
 
 class PredictCalls:
@@ -78,9 +92,12 @@ class PredictCalls:
             table = checks.Table(receiver.specs, "open.tensors")
             checks.check_patches(opened.weight_patches, "open.weight_patches", table)
             held.enter_context(self._reserved(_nbytes(receiver)))
-            yield _needed(receiver)
+            yield _needed(receiver.needed)
             tensors = await self._receive(receiver, "open.tensors", requests)
             model = PatchedModel(opened.model, tuple(opened.weight_patches), tensors)
+        memory = ClientMemory(opened.host)
+        held.callback(memory.close)
+        stream = _Stream(opened, model, memory, requests, scope)
         failed = False
         async for request in requests:
             kind = request.WhichOneof("message")
@@ -91,7 +108,7 @@ class PredictCalls:
                 raise ProtocolError(f"expected a call, got {kind}")
             failed = False
             try:
-                async for response in self._answer(request.call, opened, model, requests, scope):
+                async for response in self._answer(request, stream):
                     yield response
             except (ProtocolError, DeadlineExceeded):
                 # What follows on the stream can no longer be told apart, or nothing follows.
@@ -103,32 +120,35 @@ class PredictCalls:
                 yield pb.PredictResponse(error=failure)
 
     async def _answer(
-        self,
-        call: pb.PredictCall,
-        opened: pb.PredictOpen,
-        model: PatchedModel,
-        requests: _Requests,
-        scope: str,
+        self, request: pb.PredictRequest, stream: _Stream
     ) -> AsyncIterator[pb.PredictResponse]:
-        receiver = self._announced(call.tensors, "call.tensors", scope, call.unasked)
+        call, name = request.call, stream.opened.model
+        receiver = self._announced(call.tensors, "call.tensors", stream.scope, call.unasked)
         cells = self._check(
-            call, self._cluster.find_model(opened.model, field="open.model"), receiver.specs
+            call, self._cluster.find_model(name, field="open.model"), receiver.specs
         )
         # The output is as large as x.
         room = self._reserved(_nbytes(receiver) + receiver.specs[call.x].nbytes)
-        with room, telemetry.span("predict", call_id=call.call_id, model=opened.model):
-            if not call.unasked or len(receiver.needed) > call.unasked:
-                yield _needed(receiver, call.unasked)
-            tensors = await self._receive(receiver, "call.tensors", requests)
-            output, executor, reason = await self._compute(call, tensors, opened, model, cells)
+        with room, telemetry.span("predict", call_id=call.call_id, model=name):
+            views = stream.memory.of(request)
+            if views is not None:
+                await client_memory.take(
+                    views, receiver, unasked=call.unasked, field="call.tensors"
+                )
+            asked = receiver.missing[call.unasked :]
+            if asked or not (call.unasked or views is not None):
+                yield _needed(asked)
+            tensors = await self._receive(receiver, "call.tensors", stream.requests)
+            output, executor, reason = await self._compute(call, tensors, stream, cells)
             result = pb.PredictResult(
                 call_id=call.call_id,
                 output=output.spec.to_proto(),
                 executor=executor,
                 fallback_reason=reason,
             )
-            yield pb.PredictResponse(result=result)
-            for message in chunk_messages(pb.PredictResponse, [output], [0]):
+            written = views is not None and await client_memory.give(views, output)
+            yield pb.PredictResponse(result=result, shares=stream.memory.is_shared, written=written)
+            for message in chunk_messages(pb.PredictResponse, [output], () if written else (0,)):
                 yield message
 
     def _announced(
@@ -177,11 +197,11 @@ class PredictCalls:
         self,
         call: pb.PredictCall,
         tensors: tuple[WireTensor, ...],
-        opened: pb.PredictOpen,
-        model: PatchedModel,
+        stream: _Stream,
         cells: int,
     ) -> tuple[WireTensor, str, str]:
         """The output, who made it, and why it was not the group if it was not."""
+        opened = stream.opened
         excluded, attempt = "", 0
         while True:
             attempt += 1
@@ -196,7 +216,7 @@ class PredictCalls:
             started = time.monotonic()
             try:
                 with telemetry.span("run", executor=grant.executor.name, attempt=attempt):
-                    output = await grant.executor.predict(model, call, tensors)
+                    output = await grant.executor.predict(stream.model, call, tensors)
             except ExecutorFailed as error:
                 if attempt == _MAX_ATTEMPTS:
                     raise
@@ -228,6 +248,5 @@ def _nbytes(receiver: Receiver) -> int:
     return sum(spec.nbytes for spec in receiver.specs)
 
 
-def _needed(receiver: Receiver, unasked: int = 0) -> pb.PredictResponse:
-    needed = tensor_pb2.TensorsNeeded(tensors=receiver.needed[unasked:])
-    return pb.PredictResponse(needed=needed)
+def _needed(indices: Sequence[int]) -> pb.PredictResponse:
+    return pb.PredictResponse(needed=tensor_pb2.TensorsNeeded(tensors=indices))

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from ditmesh import telemetry
+from ditmesh.attached_memory import AttachedMemory
 from ditmesh.chunk_messages import chunk_messages
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, ExecutorFailed, ProtocolError
-from ditmesh.executor.attached import AttachedMemory
 from ditmesh.executor.engine import Engine, all_or_none
 from ditmesh.executor.inputs import TensorReader, conditioning
 from ditmesh.executor.receiving import asking, receive
@@ -102,7 +102,7 @@ class PredictSession:
         requests: _Requests,
     ) -> _Responses:
         call = request.call
-        memory = self._attached.of(request)
+        memory = self._attached.of(request.memory) if request.HasField("memory") else None
         receiving = receive(
             call.tensors,
             requests,

@@ -11,11 +11,13 @@ from typing import TypeVar
 import grpc
 import numpy as np
 
+from ditmesh.attached_memory import AttachedMemory, CallViews
 from ditmesh.content import ContentStore
 from ditmesh.errors import DitmeshError, JobCancelled
 from ditmesh.exchange import Receiver, read_specs
 from ditmesh.jobs import spec_digest
 from ditmesh.rpc_status import abort_sync, to_status_bytes
+from ditmesh.shared_memory import host_id
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import (
     cluster_pb2,
@@ -77,6 +79,10 @@ class Fake(
         self.needed: list[tuple[int, ...]] = []
         self.asks_for_all = False
         """Whether it is a server from before calls could send tensors unasked."""
+        self.calls: list[CallViews | None] = []
+        """What each call brought along in memory."""
+        self.blind = False
+        """Whether it says that it shares memory, and then cannot read it."""
         self.polls: list[tuple[tuple[str, str | bytes], ...]] = []
         self.before_job: Callable[[int], None] = lambda stream: None
         self.before_chunk: Callable[[int], None] = lambda offset: None
@@ -146,16 +152,24 @@ class Fake(
                 yield pb.PredictResponse(needed=tensor_pb2.TensorsNeeded(tensors=receiver.needed))
                 while not receiver.complete:
                     receiver.feed(_next(request_iterator).chunk)
+            attached = AttachedMemory()
             for request in request_iterator:
-                yield from self._predict(request.call, request_iterator)
+                seen = request.HasField("memory") and not self.blind
+                self.calls.append(attached.of(request.memory) if seen else None)
+                for response in self._predict(request.call, self.calls[-1], request_iterator):
+                    response.shares = opened.host == host_id()
+                    yield response
         except Broken:
             context.abort(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
 
     def _predict(
-        self, call: pb.PredictCall, requests: Iterator[pb.PredictRequest]
+        self, call: pb.PredictCall, views: CallViews | None, requests: Iterator[pb.PredictRequest]
     ) -> Iterator[pb.PredictResponse]:
         receiver = self._receiver(call.tensors)
-        asked = receiver.needed if self.asks_for_all else receiver.needed[call.unasked :]
+        if views is not None:
+            specs = receiver.specs
+            receiver.place({i: view[: specs[i].nbytes] for i, view in views.tensors.items()})
+        asked = receiver.missing if self.asks_for_all else receiver.missing[call.unasked :]
         if asked:
             yield pb.PredictResponse(needed=tensor_pb2.TensorsNeeded(tensors=asked))
         while not receiver.complete:
@@ -174,6 +188,10 @@ class Fake(
             executor="local",
             fallback_reason="NO_GROUP",
         )
+        if views is not None:
+            views.output[: output.spec.nbytes] = output.data
+            yield pb.PredictResponse(result=result, written=True)
+            return
         yield pb.PredictResponse(result=result)
         for chunk in chunks([output], [0]):
             yield pb.PredictResponse(chunk=chunk)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,6 +158,152 @@ def test_late_answer(address: str, fake: Fake, conditioning: Conditioning) -> No
             stream.predict(X, 1.0, conditioning, timeout_s=0.2)
         np.testing.assert_array_equal(stream.predict(X, 1.0, conditioning), X)
     asyncio.run(run())
+
+
+def used_memory(fake: Fake) -> list[bool]:
+    """Of each call, whether it came with memory."""
+    return [views is not None for views in fake.calls]
+
+
+def test_calls_of_one_machine_share_memory(
+    address: str, fake: Fake, conditioning: Conditioning
+) -> None:
+    """From the second on: x is read there, the output written there. What a caller was given is
+    its own, and stays as it was; the memory is used again, also after a new conditioning.
+    """
+    with Client(address) as client, client.predict_stream("flux") as stream:
+        outputs = [stream.predict(s * X, s, conditioning) for s in (1.0, 2.0, 3.0)]
+        other = Conditioning(np.zeros((1, 4, 8), np.float32))
+        outputs.append(stream.predict(4 * X, 4.0, other))
+        for scale, output in zip((1.0, 2.0, 3.0, 4.0), outputs, strict=True):
+            np.testing.assert_array_equal(output, X * scale**2)
+    assert used_memory(fake) == [False, True, True, True]
+    assert len({id(views.output.obj) for views in fake.calls if views is not None}) == 1
+
+
+def test_asynchronous_calls_share_memory(
+    address: str, fake: Fake, conditioning: Conditioning
+) -> None:
+    """So it is with asyncio, for calls of changing sizes too, some of several MiB."""
+
+    async def run() -> None:
+        async with AsyncClient(address) as client, client.predict_stream("flux") as stream:
+            for rows in (2, 2, 160, 160, 2, 2):
+                x = np.full((1, 16, rows, rows), rows, np.float32)
+                np.testing.assert_array_equal(await stream.predict(x, 2.0, conditioning), 2 * x)
+
+    asyncio.run(run())
+    assert used_memory(fake) == [False, True, True, True, True, True]
+
+
+@pytest.mark.parametrize("where", ["", "another machine"])
+def test_a_client_elsewhere_sends_its_tensors(
+    where: str,
+    address: str,
+    fake: Fake,
+    conditioning: Conditioning,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And is sent the output: nothing else is different."""
+    monkeypatch.setattr("ditmesh.client.prediction.host_id", lambda: where)
+    with Client(address) as client, client.predict_stream("flux") as stream:
+        for sigma in (1.0, 0.5):
+            np.testing.assert_array_equal(stream.predict(X, sigma, conditioning), X * sigma)
+    assert [opened.host for opened in fake.predict_opens] == [where]
+    assert used_memory(fake) == [False, False]
+    assert fake.needed == [(0, 1), (0,)]
+
+
+def test_memory_that_a_server_cannot_read(
+    address: str, fake: Fake, conditioning: Conditioning
+) -> None:
+    """It asks for the tensors, which are sent; memory is not tried again on that stream, but on
+    the next.
+    """
+    with Client(address) as client:
+        for _ in range(2):
+            with client.predict_stream("flux") as stream:
+                fake.blind = True
+                for _ in range(3):
+                    np.testing.assert_array_equal(stream.predict(X, 2.0, conditioning), 2 * X)
+                fake.blind = False
+                np.testing.assert_array_equal(stream.predict(X, 2.0, conditioning), 2 * X)
+        with client.predict_stream("flux") as stream:
+            for _ in range(2):
+                np.testing.assert_array_equal(stream.predict(X, 2.0, conditioning), 2 * X)
+    assert used_memory(fake) == [False] * 4 + [False] * 4 + [False, True]
+
+
+@pytest.mark.parametrize(
+    ("end", "used"),
+    [
+        ("error", [False, True, True, True, True]),
+        ("break", [False, True, True, False, True, True]),
+        ("timeout", [False, True, True, False, True]),
+    ],
+)
+def test_memory_of_a_call_that_did_not_end_well_is_not_used_again(
+    end: str, used: list[bool], address: str, fake: Fake, conditioning: Conditioning
+) -> None:
+    """Its server may be writing to it still: what is written late reaches nobody. A stream that
+    goes on has other memory at once, a new one begins without.
+    """
+
+    def before_call(call: int) -> None:
+        if call != 3 or len(fake.calls) > 3:
+            return
+        if end == "error":
+            raise InvalidTensor("no")
+        if end == "break":
+            raise Broken
+        time.sleep(1.0)
+
+    fake.before_call = before_call
+    with Client(address) as client, client.predict_stream("flux") as stream:
+        for _ in range(2):
+            stream.predict(X, 1.0, conditioning)
+        if end == "break":
+            np.testing.assert_array_equal(stream.predict(X, 2.0, conditioning), 2 * X)
+        else:
+            with pytest.raises((InvalidTensor, DeadlineExceeded)):
+                stream.predict(X, 2.0, conditioning, timeout_s=0.3)
+        for _ in range(2):
+            np.testing.assert_array_equal(stream.predict(X, 2.0, conditioning), 2 * X)
+        late = fake.calls[2]
+        assert late is not None
+        assert fake.calls[-1] is not None
+        late.output[:4] = b"late"
+        assert bytes(fake.calls[-1].output[:4]) != b"late"
+    assert used_memory(fake) == used
+
+
+def test_memory_goes_with_its_stream(address: str, fake: Fake, conditioning: Conditioning) -> None:
+    """Whatever was shared, no file of it stays open, on neither side."""
+    shared: set[int] = set()
+    with Client(address) as client:
+        for _ in range(3):
+            with client.predict_stream("flux") as stream:
+                before = memory_files()
+                for _ in range(2):
+                    stream.predict(X, 1.0, conditioning)
+                assert memory_files() - before
+                shared |= memory_files() - before
+    fake.calls.clear()
+    end = time.monotonic() + 20.0
+    while memory_files() & shared:
+        assert time.monotonic() < end, "memory files are left over"
+        gc.collect()  # the fake's frames are kept by the errors that ended its streams
+        time.sleep(0.01)
+
+
+def memory_files() -> set[int]:
+    """Those that this process has open, or mapped, which takes a descriptor too."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if "memfd:ditmesh" in os.readlink(entry):
+                found.add(entry.stat().st_ino)
+    return found
 
 
 def test_unreachable(conditioning: Conditioning) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+import os
 import queue
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,7 +27,7 @@ from ditmesh.tensors import WireTensor
 from ditmesh.v1 import job_pb2, sampler_pb2_grpc
 from ditmesh.v1 import sampler_pb2 as pb
 from tests.chunks import chunks
-from tests.e2e.cluster import MODEL, Cluster
+from tests.e2e.cluster import MODEL, Cluster, processes_of
 from tests.e2e.jobs import random_conditioning
 from tests.sampling.golden_cases import CHECKPOINT, GOLDEN
 
@@ -187,3 +191,71 @@ def test_calls_with_a_lora(fallback: Any, executor: str, eight: Cluster) -> None
             assert np.abs(patched.predict(x, [0.7], given) - merged).max() <= 1e-5
             assert patched.executor == executor
             assert np.abs(unpatched.predict(x, [0.7], given) - plain).max() <= 1e-5
+
+
+def memory_of(stream: Any) -> Any:
+    """What the stream's last call had in memory; None: nothing."""
+    return stream._memory.message
+
+
+@pytest.mark.parametrize("fallback", ["forbid", "local_only"])
+def test_calls_by_way_of_memory_give_the_same_bits(
+    fallback: Any, eight: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a client on another machine, which sends and is sent everything."""
+    rng = np.random.default_rng(4)
+    sizes = [(8, 8), (8, 8), (6, 10), (8, 8)]
+    calls = [rng.standard_normal((1, 16, *size), dtype=np.float32) for size in sizes]
+    given = random_conditioning(rng, tokens=9)
+    with eight.client.predict_stream(MODEL, fallback=fallback) as stream:
+        here = [(stream.predict(x, 0.7, given), memory_of(stream)) for x in calls]
+    monkeypatch.setattr("ditmesh.client.prediction.host_id", lambda: "another")
+    with eight.client.predict_stream(MODEL, fallback=fallback) as stream:
+        there = [(stream.predict(x, 0.7, given), memory_of(stream)) for x in calls]
+    assert [memory is not None for _, memory in here] == [False, True, True, True]
+    assert not any(memory for _, memory in there)
+    for (one, _), (other, _) in zip(here, there, strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+def test_calls_leave_no_files_and_no_memory(eight: Cluster) -> None:
+    """Neither in the coordinator nor here, however many calls and streams there were."""
+    rng = np.random.default_rng(5)
+    x, given = np.ones((1, 16, 32, 32), np.float32), random_conditioning(rng, tokens=1)
+    coordinator = coordinator_of(eight)
+
+    def streams(count: int) -> None:
+        for _ in range(count):
+            with eight.client.predict_stream(MODEL, fallback="local_only") as stream:
+                for _ in range(30):
+                    stream.predict(x, 0.5, given)
+                assert memory_of(stream) is not None
+
+    streams(2)
+    here = memory_files(os.getpid())
+    files, nbytes = memory_files(coordinator), resident_bytes(coordinator)
+    streams(7)
+    eight.wait(lambda: memory_files(coordinator) <= files, "memory files to be closed")
+    assert memory_files(os.getpid()) <= here
+    assert resident_bytes(coordinator) - nbytes < 7 * 30 * x.nbytes / 2
+
+
+def coordinator_of(cluster: Cluster) -> int:
+    """The process that serves clients."""
+    names = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in processes_of(cluster._mark)}
+    (found,) = [pid for pid, name in names.items() if name == "coordinator\n"]
+    return found
+
+
+def memory_files(pid: int) -> int:
+    """How many memory files a process has open or mapped."""
+    found = Path(f"/proc/{pid}/maps").read_text().count("memfd:ditmesh")
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += "memfd:ditmesh" in os.readlink(fd)
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    """What a process has in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * mmap.PAGESIZE

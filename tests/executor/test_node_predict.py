@@ -124,6 +124,23 @@ def test_a_call_is_read_from_memory_and_its_output_written_there(node: Node, see
     assert np.abs(got - velocity.numpy()).max() < 1e-5
 
 
+def test_a_tensor_that_is_not_wholly_in_memory_is_refused(node: Node) -> None:
+    """It is not taken to be shorter; the call is answered with its error."""
+    call, tensors, _ = forward_call()
+    with Memory() as memory:
+        at = memory.add(tensors[0])
+        shared = tensor_pb2.SharedTensors(pid=os.getpid(), fd=memory.fd, token=memory.token)
+        shared.tensors.add(tensor=0, offset=memory.nbytes - 4)
+        requests = [
+            pb.PredictStepRequest(open=pb.PredictStepOpen(model="tiny")),
+            pb.PredictStepRequest(
+                call=call, memory=tensor_pb2.CallMemory(tensors=shared, output=at), at_once=True
+            ),
+        ]
+        (answer,) = node.stub.PredictStep(iter(requests))
+    assert isinstance(from_status_bytes(answer.error.status), errors.InvalidTensor)
+
+
 def test_what_follows_a_call_unasked_is_not_asked_for(node: Node) -> None:
     """Nor is it in the way of the next call when its own is refused."""
     call, tensors, _ = forward_call(2)

@@ -18,6 +18,7 @@ from ditmesh.client.conditioning import Conditioning, TensorLike
 from ditmesh.client.connection import Connection
 from ditmesh.client.prediction import PredictExchange, PredictOpening, PredictTarget
 from ditmesh.client.retry import Attempts
+from ditmesh.client.stream_memory import StreamMemory
 from ditmesh.errors import DeadlineExceeded
 from ditmesh.v1 import sampler_pb2 as pb
 
@@ -44,6 +45,7 @@ class AsyncPredictStream:
         self._call: Any = None
         self._status: CallStatus | None = None
         self._outbox: Outbox[pb.PredictRequest] = Outbox()
+        self._memory = StreamMemory()
 
     async def predict(
         self,
@@ -89,12 +91,10 @@ class AsyncPredictStream:
         self, exchange: PredictExchange, timeout_s: float | None
     ) -> grpc.RpcError | None:
         """As `_attempt`. Raises DeadlineExceeded after `timeout_s` seconds."""
-        parts: list[PredictOpening | PredictExchange] = (
-            [exchange] if self._call is not None else [self._open(), exchange]
-        )
+        opening = self._open() if self._call is None else None
         call = self._call
         # Not wait_for: before Python 3.12 it may swallow a cancellation.
-        attempt = asyncio.create_task(self._attempt(parts, call, self._outbox))
+        attempt = asyncio.create_task(self._attempt(opening, exchange, call, self._outbox))
         try:
             done, _ = await asyncio.wait([attempt], timeout=timeout_s)
         finally:
@@ -107,13 +107,19 @@ class AsyncPredictStream:
 
     async def _attempt(
         self,
-        parts: Sequence[PredictOpening | PredictExchange],
+        opening: PredictOpening | None,
+        exchange: PredictExchange,
         call: Any,
         outbox: Outbox[pb.PredictRequest],
     ) -> grpc.RpcError | None:
         """Send the call and read its answer; the failure with which the stream broke."""
         status = self._status
+        parts: list[PredictOpening | PredictExchange] = [exchange]
+        if opening is not None:
+            parts.insert(0, opening)
         try:
+            for _ in exchange.place(self._memory):
+                await asyncio.sleep(0)
             for part in parts:
                 outbox.send(part.opening())
                 while not part.done:
@@ -128,7 +134,7 @@ class AsyncPredictStream:
 
     def _open(self) -> PredictOpening:
         opening = PredictOpening(self._target)
-        self._outbox = Outbox()
+        self._outbox, self._memory = Outbox(), StreamMemory()
         self._call = self._predict(aiter(self._outbox), metadata=self._connection.metadata())
         self._status = CallStatus(self._call)
         return opening
@@ -137,4 +143,5 @@ class AsyncPredictStream:
         if call is not None and call is self._call:
             self._call = None
             self._outbox.close()
+            self._memory.close()
             call.cancel()

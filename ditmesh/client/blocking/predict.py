@@ -18,6 +18,7 @@ from ditmesh.client.conditioning import Conditioning, TensorLike
 from ditmesh.client.connection import Connection
 from ditmesh.client.prediction import PredictExchange, PredictOpening, PredictTarget
 from ditmesh.client.retry import Attempts
+from ditmesh.client.stream_memory import StreamMemory
 from ditmesh.errors import DeadlineExceeded
 from ditmesh.v1 import sampler_pb2 as pb
 
@@ -43,6 +44,7 @@ class PredictStream:
         self._ids = itertools.count(1)
         self._call: Any = None
         self._outbox: Outbox[pb.PredictRequest] = Outbox()
+        self._memory = StreamMemory()
 
     def predict(
         self,
@@ -73,6 +75,7 @@ class PredictStream:
         """End the stream; a later call opens another."""
         call, self._call = self._call, None
         self._outbox.close()
+        self._memory.close()
         if call is not None:
             call.cancel()
 
@@ -99,6 +102,8 @@ class PredictStream:
             timer.daemon = True
             timer.start()
         try:
+            for _ in exchange.place(self._memory):
+                pass  # nobody waits for a turn
             for part in parts:
                 self._outbox.send(part.opening())
                 while not part.done:
@@ -120,7 +125,7 @@ class PredictStream:
 
     def _open(self) -> PredictOpening:
         opening = PredictOpening(self._target)
-        self._outbox = Outbox()
+        self._outbox, self._memory = Outbox(), StreamMemory()
         self._call = self._predict(iter(self._outbox), metadata=self._connection.metadata())
         return opening
 
