@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
+
+from ditmesh.shared_memory import Memory, host_id
+from ditmesh.tensors import WireTensor
 from ditmesh.v1 import cluster_pb2, job_pb2, pipeline_pb2, sampler_pb2, tensor_pb2
 
 SAMPLE = "/ditmesh.v1.SamplerService/Sample"
@@ -44,6 +50,7 @@ def requests(seed: int) -> Iterator[Request]:
         _wrong_chunks,
         _garbage,
         _hostile_call,
+        _hostile_memory,
         _hostile_pipeline,
         _silent,
         _endless,
@@ -172,6 +179,58 @@ def _wrong_chunks(rng: random.Random) -> Request:
         for _ in range(rng.randint(1, 5))
     ]
     return Request(SAMPLE, (job, *chunks))
+
+
+@cache
+def _memory(sealed: bool) -> Memory:
+    memory = Memory()
+    memory.add(WireTensor.from_numpy(np.full((1, 1, 1 << 19), np.nan, np.float32)))
+    if sealed:
+        memory.seal()
+    return memory
+
+
+def _hostile_memory(rng: random.Random) -> Request:
+    """Memory on the server's machine that is not there, not theirs to read, or full of NaN."""
+    memory = _memory(rng.random() < 0.5)
+    shared = tensor_pb2.SharedTensors(
+        pid=rng.choice((os.getpid(), os.getpid(), os.getpid(), 0, 1, 2**32 - 1)),
+        fd=rng.choice((memory.fd, memory.fd, memory.fd, 0, 1, 2, 2**32 - 1)),
+        token=rng.choice((memory.token, memory.token, rng.randbytes(16), b"")),
+        tensors=[
+            tensor_pb2.SharedTensor(
+                tensor=rng.choice((0, 0, 1, 2**32 - 1)),
+                offset=rng.choice((0, 1, 4096, 1 << 21, 2**63, 2**64 - 1)),
+            )
+            for _ in range(rng.randint(0, 3))
+        ],
+    )
+    room = tensor_pb2.CallMemory(tensors=shared, output=rng.choice((0, 1, 4096, 2**64 - 1)))
+    if rng.random() < 0.5:
+        job = sound_job(rng)
+        job.tensors[0].shape[2] = rng.choice((64, 1 << 19))
+        first = sampler_pb2.SampleRequest(job=job, host=host_id(), offered=shared)
+        rest = [
+            sampler_pb2.SampleRequest(shared=shared),
+            sampler_pb2.SampleRequest(memory=room),
+        ]
+        rng.shuffle(rest)
+        return _sample(rng, first, *rest[: rng.randint(0, 2)])
+    opened = sampler_pb2.PredictOpen(model="tiny-flux", host=host_id())
+    shapes = ([1, 16, 4, 4], [1, 1, 64])
+    call = sampler_pb2.PredictCall(
+        tensors=[
+            tensor_pb2.TensorSpec(data_type=tensor_pb2.DATA_TYPE_F32, shape=shape)
+            for shape in shapes
+        ],
+        timestep=[0.5],
+        conditioning=job_pb2.Conditioning(text=1),
+    )
+    messages = (
+        sampler_pb2.PredictRequest(open=opened),
+        sampler_pb2.PredictRequest(call=call, memory=room),
+    )
+    return Request(PREDICT, tuple(m.SerializeToString() for m in messages))
 
 
 def _hostile_call(rng: random.Random) -> Request:
