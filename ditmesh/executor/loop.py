@@ -18,6 +18,7 @@ from ditmesh.models.latents import LatentFormat
 from ditmesh.sampling import Denoiser, NoiseSource, Plan, State
 
 _FEW = 1024
+_NOTHING = nullcontext()
 
 SpanMaker = Callable[[str], AbstractContextManager[object]]
 
@@ -83,7 +84,7 @@ class Outcome:
 
 def no_span(name: str) -> AbstractContextManager[None]:
     """No span: for whom nobody asks."""
-    return nullcontext()
+    return _NOTHING
 
 
 def run(
@@ -100,6 +101,7 @@ def run(
     with, and whatever the model and the control raise.
     """
     plan, state = task.plan, task.start
+    sigmas = plan.sigmas.tolist()
     while True:
         with span("agree"):
             stopped = control.agree(state)
@@ -108,9 +110,8 @@ def run(
         started = time.monotonic()
         with span("step"):
             state = sampling.step(plan, state, task.denoise, task.noise)
-        sigma = float(plan.sigmas[state.step])
         seconds = time.monotonic() - started
-        publish(StepDone(state, sigma, seconds, task.denoise.denoised, task.layout))
+        publish(StepDone(state, sigmas[state.step], seconds, task.denoise.denoised, task.layout))
     latent = state.latent
     if stopped == GO_ON and state.step == plan.steps:
         with span("finish"):

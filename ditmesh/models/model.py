@@ -47,11 +47,12 @@ class Model(ABC):
     ) -> list[Tensor]:
         """The denoised latent, fp32 and in the same layout, for each guidance branch.
 
-        The latent is in model space; `sigma` is one for all, or one for each image.
+        The latent is on the model's device and in model space; `sigma` is one for all, or one for
+        each image.
         """
-        x, sigma_B = arranged.to(self.device), self._of_each(sigma, len(arranged))
-        outputs = self.outputs(x.to(self.dtype), sigma_B, branches)
-        return [self.family.denoised(x, sigma_B, output) for output in outputs]
+        sigma_B = self._of_each(sigma, arranged.shape[0])
+        outputs = self.outputs(arranged.to(self.dtype), sigma_B, branches)
+        return [self.family.denoised(arranged, sigma_B, output) for output in outputs]
 
     def evaluate(
         self, x_BCHW: Tensor, sigma: Tensor | float, branches: Sequence[Conditioning]
@@ -72,8 +73,7 @@ class Model(ABC):
 
     def _of_each(self, sigma: Tensor | float, batch: int) -> Tensor:
         """Sigma for each image, fp32 [B]."""
-        sigma_B = torch.as_tensor(sigma, dtype=torch.float32, device=self.device).reshape(-1)
-        return sigma_B.expand(batch)
+        return torch.as_tensor(sigma, dtype=torch.float32, device=self.device).expand(batch)
 
 
 class LocalModel(Model):

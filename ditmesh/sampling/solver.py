@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -65,6 +66,11 @@ class Plan:
     def steps(self) -> int:
         """Number of intervals; 0 means that the latent is returned as it came."""
         return max(len(self.sigmas) - 1, 0)
+
+    @cached_property
+    def nodes(self) -> tuple[Tensor, ...]:
+        """`grid` one by one, 0-dim: for steps, of which each takes two."""
+        return self.grid.unbind()
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ class Sampler:
 
 def interval(plan: Plan, state: State) -> tuple[Tensor, Tensor]:
     """The sigmas, 0-dim, between which the next step goes."""
-    return plan.grid[state.step], plan.grid[state.step + 1]
+    return plan.nodes[state.step], plan.nodes[state.step + 1]
 
 
 def slope(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:

@@ -59,8 +59,8 @@ class MeshModel(Model):
     def _forward(
         self, arranged: Tensor, sigma_B: Tensor, branches: Sequence[Inputs]
     ) -> list[Tensor]:
-        split = len(branches) == self.mesh.cfg
-        inputs = branches[self.group.branch(self.mesh)] if split else branches[0]
+        split = 1 < self.mesh.cfg == len(branches)
+        inputs = branches[self.group.branch(self.mesh) if split else 0]
         output = self.family.forward(self.transformer, arranged, sigma_B, inputs)
         return self.group.gather_branches(self.mesh, output) if split else [output]
 

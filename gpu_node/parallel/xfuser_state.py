@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import SimpleNamespace
 
 import torch
@@ -55,6 +56,11 @@ class SequenceGroup(SequenceParallelGroupCoordinator):  # type: ignore[misc]  # 
         self.ulysses_rank = self.rank_in_group % ulysses
         self.ring_world_size = self.world_size // ulysses
         self.ring_rank = self.rank_in_group // ulysses
+
+    @cached_property
+    def alone(self) -> SequenceGroup:
+        """The same rank's view if it shared with nobody."""
+        return alone(self.rank, self.device)
 
     def all_gather(self, input_: Tensor, dim: int = 0) -> Tensor:
         """Everybody's `input_`, joined along `dim`; xfuser's own uses what torch deprecates."""
@@ -121,7 +127,7 @@ def clear() -> None:
 
 def _install(sequence: SequenceGroup) -> None:
     setattr(parallel_state, _SEQUENCE, sequence)
-    single = alone(sequence.rank, sequence.device)
+    single = sequence.alone
     for name in _SINGLES:
         setattr(parallel_state, name, single)
     runtime_state._RUNTIME = _RuntimeState()

@@ -14,7 +14,7 @@ _UNI_PC = {"corrected": 1, "denoised_1": 1, "denoised_2": 2, "denoised_3": 3}
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {
-        "euler": Sampler(runge_kutta.euler),
+        "euler": Sampler(runge_kutta.euler, coefficients=runge_kutta.euler_shares),
         "euler_ancestral": Sampler(ancestral.euler_ancestral, noise=NoiseKind.SEQUENTIAL),
         "heun": Sampler(runge_kutta.heun, evaluations=2),
         "dpm_2": Sampler(runge_kutta.dpm_2, evaluations=2),
@@ -51,7 +51,7 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
             history={"denoised": 1, "derivative": 2},
             noise=NoiseKind.SEQUENTIAL,
         ),
-        "ddim": Sampler(runge_kutta.euler),
+        "ddim": Sampler(runge_kutta.euler, coefficients=runge_kutta.euler_shares),
         "uni_pc": Sampler(
             uni_pc.uni_pc,
             grid=uni_pc.grid,

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from ditmesh.sampling.process import NoiseProcess
 from ditmesh.sampling.solver import Denoiser, NoiseSource, Plan, State, interval, slope
 
 
 def euler(plan: Plan, state: State, denoise: Denoiser, noise: NoiseSource) -> State:
     """Euler's method on the probability flow ODE; for a flow this is DDIM without noise too."""
-    sigma, sigma_next = interval(plan, state)
+    sigma, _ = interval(plan, state)
     denoised = denoise(state.latent, sigma)
     # x + slope * (sigma_next - sigma), in one pass over the latent.
-    share = float((sigma - sigma_next) / sigma)
-    return state.advance(state.latent.lerp(denoised, share))
+    return state.advance(state.latent.lerp(denoised, plan.coefficients[state.step].item()))
+
+
+def euler_shares(grid: Tensor, process: NoiseProcess) -> tuple[Tensor, ...]:
+    """How much of the way to the denoised latent each step goes, from 0 to 1."""
+    return ((grid[:-1] - grid[1:]) / grid[:-1]).unbind()
 
 
 def heun(plan: Plan, state: State, denoise: Denoiser, noise: NoiseSource) -> State:
