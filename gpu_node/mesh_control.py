@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class MeshControl:
     """Before each step the mesh's first rank decides, and all compare their states.
 
-    The broadcast carries the decision, the job, a checksum of the leader's latent, and whether that
+    The leader sends the decision, the job, a checksum of its latent, and whether that
     is finite: a rank that is at another job or step, or holds another latent, must not go on.
     """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import Store
 from ditmesh import __version__, rendezvous
 from ditmesh.errors import GroupLost, InvalidMesh, InvalidRequest
 from ditmesh.mesh import MeshSpec
-from gpu_node.parallel import sockets, torch_groups, xfuser_state
+from gpu_node.parallel import decisions, sockets, torch_groups, xfuser_state
 
 LEAVE_DEADLINE_S = 10.0
 """Longest that tearing a group down may take before the process counts as lost."""
@@ -34,7 +34,7 @@ class _Place:
     """One rank's groups in one mesh. A group of a single rank is None."""
 
     sequence: xfuser_state.SequenceGroup
-    mesh_group: dist.ProcessGroup | None
+    decisions: decisions.Decisions | None
     cfg_group: dist.ProcessGroup | None
     branch: int
     """Which guidance branch this rank works on; 0 without a cfg split."""
@@ -65,8 +65,7 @@ class Group:
         self._store_addresses: frozenset[sockets.Address] = frozenset()
         self._aborted = aborted
         self._left = False
-        self._told: dist.Work | None = None
-        """This rank's newest decision, perhaps still on its way."""
+        self._decisions: dict[MeshSpec, decisions.Decisions] = {}
 
     @property
     def meshes(self) -> tuple[MeshSpec, ...]:
@@ -83,15 +82,13 @@ class Group:
         """Whether this process is out of it, and free to join another."""
         return self._left
 
-    @contextmanager
-    def use(self, mesh: MeshSpec) -> Iterator[None]:
+    def use(self, mesh: MeshSpec) -> AbstractContextManager[None]:
         """Have xfuser work in `mesh` inside the block.
 
         Raises:
             InvalidMesh: this rank is not in that mesh, or the epoch does not have it.
         """
-        with xfuser_state.installed(self._place(mesh).sequence):
-            yield
+        return xfuser_state.installed(self._place(mesh).sequence)
 
     @contextmanager
     def collective(self) -> Iterator[None]:
@@ -106,9 +103,12 @@ class Group:
         Raises:
             GroupLost: another rank died, hung or closed its connection, or `abort` was called.
         """
-        with self._guard(), self._watch():
-            yield
-            if self.device.type == "cuda":
+        with self._guard():
+            if self.device.type != "cuda":  # gloo keeps the groups' timeouts itself
+                yield
+                return
+            with self._watch():
+                yield
                 torch.cuda.synchronize(self.device)
 
     @contextmanager
@@ -122,7 +122,7 @@ class Group:
         except BaseException as error:
             collateral = self.aborted
             self.abort()
-            if not isinstance(error, RuntimeError):
+            if not isinstance(error, RuntimeError | OSError):
                 raise
             if not collateral and not torch_groups.is_failure(error):
                 raise
@@ -136,29 +136,16 @@ class Group:
     def decide(self, mesh: MeshSpec, values: Sequence[int]) -> list[int]:
         """The integers (64 bit) that the mesh's first rank passed, on each of its ranks.
 
-        One small broadcast between CPUs, through gloo: on CUDA it waits for no kernel. All ranks
-        of the mesh pass equally many values. The first rank does not wait for the others: a
-        decision of its own that could not be sent is an error of its next one.
+        A few bytes between CPUs: on CUDA it waits for no kernel. All ranks of the mesh pass
+        equally many values. The first rank does not wait for the others: a decision of its own
+        that could not be sent is an error of one of its next.
 
         Raises:
             GroupLost: as `collective`.
         """
         place = self._place(mesh)
-        decision = torch.tensor(list(values), dtype=torch.int64)
         with self._guard():
-            if place.mesh_group is None:
-                return list(values)
-            told, self._told = self._told, None
-            if told is not None:
-                told.wait()
-            work = dist.broadcast(
-                decision, src=mesh.ranks[0], group=place.mesh_group, async_op=True
-            )
-            if self.rank == mesh.ranks[0]:
-                self._told = work
-                return list(values)
-            work.wait()
-        return [int(value) for value in decision.tolist()]
+            return list(values) if place.decisions is None else place.decisions.share(values)
 
     def branch(self, mesh: MeshSpec) -> int:
         """Which guidance branch this rank works on in `mesh`; 0 without a cfg split."""
@@ -183,8 +170,10 @@ class Group:
         """
         if self._left:
             return
-        self._told = None
         self._places.clear()
+        for end in self._decisions.values():
+            end.close()
+        self._decisions.clear()
         xfuser_state.clear()
         if not torch_groups.destroy(LEAVE_DEADLINE_S):
             raise GroupLost(f"epoch {self.epoch} cannot be torn down; restart rank {self.rank}")
@@ -221,13 +210,21 @@ class Group:
             device=self.device,
         )
         mine = sockets.listening() - already
+        tellers = decisions.invite(store, meshes, self.rank, mine, self.timeout_s)
+        self._decisions.update(tellers)
+        mine |= {teller.address for teller in tellers.values()}
         self._addresses = sockets.exchange(store, self.rank, self.world_size, mine)
+        with self._guard():
+            self._decisions.update(decisions.follow(store, meshes, self.rank, self.timeout_s))
         self._store_addresses = frozenset()
         for mesh in meshes:
             if self.rank in mesh.ranks:
                 self._places[mesh] = self._find_place(mesh, groups)
         with self.collective():
             torch_groups.warm_up(groups, self.device)
+            # Whoever follows has connected before it came to that.
+            for teller in tellers.values():
+                teller.accept()
 
     def _meet(self, store: Store) -> None:
         """Wait for every rank at the store. torch would wait there too, but deaf to `abort`.
@@ -284,7 +281,7 @@ class Group:
         )
         return _Place(
             sequence,
-            groups.get(mesh.ranks),
+            self._decisions.get(mesh),
             groups.get(mine(mesh.cfg_groups())),
             branches.index(mine(branches)),
         )
@@ -299,9 +296,6 @@ class Group:
 
     @contextmanager
     def _watch(self) -> Iterator[None]:
-        if self.device.type != "cuda":  # gloo keeps the groups' timeouts itself
-            yield
-            return
         timer = threading.Timer(self.timeout_s, self.abort)
         timer.daemon = True
         timer.start()

@@ -1,8 +1,8 @@
-"""Closing gloo's connections from outside, which frees a thread that waits on a hung peer.
+"""Closing a group's connections from outside, which frees a thread that waits on a hung peer.
 
 gloo cannot be interrupted: a collective whose peer has stopped returns when its timeout is over.
-A closed connection ends it at once. Only connections that belong to gloo are closed; they are
-told from others, such as gRPC's, by the addresses on which gloo listens on either side.
+A closed connection ends it at once. Only connections of the group are closed; they are
+told from others, such as gRPC's, by the addresses on which its ranks listen for one another.
 Linux only; elsewhere nothing is found, and the timeout frees the thread.
 """
 
@@ -35,7 +35,7 @@ def listening() -> frozenset[Address]:
 def exchange(
     store: Store, rank: int, world_size: int, mine: frozenset[Address]
 ) -> frozenset[Address]:
-    """Everybody's gloo addresses, through the epoch's store. Waits for all ranks."""
+    """Everybody's addresses, through the epoch's store. Waits for all ranks."""
     store.set(f"addresses/{rank}", json.dumps(sorted(mine)))
     keys = [f"addresses/{other}" for other in range(world_size)]
     store.wait(keys)

@@ -32,6 +32,7 @@ from tests.ranks import Rank
 
 SIGMA = 0.7
 EVALUATING = "evaluating"
+DECIDING = "deciding"
 """In the store: how many ranks have evaluated once and go on."""
 
 
@@ -226,6 +227,20 @@ def abort_while_waiting(rank: Rank, mesh: MeshSpec, after_s: float) -> tuple[flo
         timer.join()
         return time.monotonic() - aborted[0], error.message
     raise AssertionError("the decision came")
+
+
+def decide_until_lost(rank: Rank, mesh: MeshSpec) -> tuple[float, str]:
+    """Hear of decisions until there are no more; how long the last wait was, and how it ended."""
+    group = rank.kept.group
+    rank.store.add(DECIDING, 1)
+    while True:
+        began = time.monotonic()
+        try:
+            group.decide(mesh, [1])
+        except GroupLost as error:
+            return time.monotonic() - began, error.message
+        if group.rank == mesh.ranks[0]:
+            time.sleep(0.01)
 
 
 def fail_locally(rank: Rank, mesh: MeshSpec, case: Case, culprit: int) -> tuple[str, float]:

@@ -84,6 +84,24 @@ def test_a_stopped_rank_frees_the_others_at_the_timeout(four: Ranks, local: Loca
     assert "lost the group of epoch 1" in four.collect([1])[1].reason
 
 
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_first_rank_that_ends_frees_who_waits_for_its_decision(
+    four: Ranks, local: LocalModel, end: signal.Signals
+) -> None:
+    """Killed: at once. Stopped: when the group's timeout is over. The others go on without it."""
+    four.start(on_rank.decide_until_lost, FOUR)
+    four.wait_for(on_rank.DECIDING, 4)
+    four.signal(0, end)
+    answers = four.collect([1, 2, 3]).values()
+    assert all("lost the group of epoch 1" in reason for _, reason in answers)
+    waited = [waited_s for waited_s, _ in answers]
+    if end == signal.SIGKILL:
+        assert max(waited) < QUICK_S
+    else:
+        assert TIMEOUT_S - 1.0 < max(waited) < TIMEOUT_S + QUICK_S
+    reform(four, [1, 2, 3], local)
+
+
 def test_abort_frees_a_waiting_thread(four: Ranks, local: LocalModel) -> None:
     """`abort` from a side thread ends a wait at once and for every rank that waits."""
     waiting = [0, 1, 2]
