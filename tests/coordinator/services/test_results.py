@@ -122,10 +122,12 @@ def test_with_memory_a_result_is_one_message() -> None:
         latent = made[0].hashed()
         await until(lambda: store.get("me", latent.spec.sha256) == latent)
         assert store.get("", latent.spec.sha256) is None
+        (again,) = await client.messages(client.room.message)
+        assert again == answer
         # Whoever comes back without memory gets it with its hash.
-        again = await client.messages(None)
-        assert kinds(again) == ["result", "chunk", "summary"]
-        assert again[0].result.tensors[0].sha256 == latent.spec.sha256
+        answers = await client.messages(None)
+        assert kinds(answers) == ["result", "chunk", "summary"]
+        assert answers[0].result.tensors[0].sha256 == latent.spec.sha256
 
     with_result(test, with_state=False)
 
