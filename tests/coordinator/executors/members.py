@@ -22,6 +22,7 @@ from ditmesh.exchange import Receiver, read_specs
 from ditmesh.executor.passing import PassedOn
 from ditmesh.jobs import Job
 from ditmesh.memory_pool import MemoryPool
+from ditmesh.output_rooms import write_output
 from ditmesh.rpc_status import abort
 from ditmesh.tensors import WireTensor
 from ditmesh.v1 import job_pb2, node_pb2_grpc, sampler_pb2, tensor_pb2
@@ -59,6 +60,14 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         """The tensors that each job said where to read."""
         self.asked: list[list[int]] = []
         """Those that it asked for, if it did."""
+        self.latent = f32(1, 16, 4, 4)
+        """What its jobs lead to."""
+        self.writes = False
+        """Whether it writes that to memory that comes with a job; older nodes do not."""
+        self.room: tensor_pb2.CallMemory | None = None
+        """The memory that came with the newest job."""
+        self.memories: list[tensor_pb2.CallMemory | None] = []
+        """The memory that came with each job that it did to its end."""
         self.streams = 0
         self.orders: list[tuple[int, pb.RunJob]] = []
         """How many streams had been opened when each job came, and the job."""
@@ -73,6 +82,7 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         first = await anext(requests)
         self.orders.append((self.streams, first.job))
         self.told_to_pass_on.append(first.pass_on)
+        self.room = first.memory if first.HasField("memory") else None
         self.told_at_once.append(first.at_once)
         specs = read_specs(first.job.job.tensors, field="t", max_bytes=1 << 30)
         receiver = Receiver(specs, field="t", store=self.store)
@@ -123,10 +133,16 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
             for chunk in chunks([latent], [0]):
                 yield pb.RunResponse(chunk=chunk)
         await self._stage("end", context)
+        self.memories.append(self.room)
         if self.leads:
-            result = sampler_pb2.SampleResult(tensors=[latent.spec.to_proto()])
+            result = sampler_pb2.SampleResult(tensors=[self.latent.spec.to_proto()])
+            if self.writes and self.room is not None:
+                assert write_output(self.room, self.latent.data)
+                self.finished += 1
+                yield pb.RunResponse(result=result, written=True, ended=pb.RunDone())
+                return
             yield pb.RunResponse(result=result)
-            for chunk in chunks([latent], [0]):
+            for chunk in chunks([self.latent], [0]):
                 yield pb.RunResponse(chunk=chunk)
         self.finished += 1
         yield pb.RunResponse(done=pb.RunDone())
@@ -186,11 +202,12 @@ async def work(
     stop: StopRequest | None = None,
     more: Sequence[WireTensor] = (),
     large: bool = True,
+    latent_bytes: int = 0,
 ) -> RunEnd:
     def on_step(report: StepReport) -> None:
         if steps is not None:
             steps.append(report.step)
 
     spec, tensors = make_job(tensors=[*([f32(700_000)] if large else []), *more])
-    job = Job(spec, tuple(tensors))
+    job = Job(spec, tuple(tensors), latent_bytes)
     return await made.run(job, deadline_s=None, on_step=on_step, stop=stop or StopRequest())
