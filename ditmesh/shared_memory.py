@@ -7,10 +7,10 @@ Linux only: elsewhere `host_id` is empty, and tensors go over the network.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import secrets
+import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +18,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from ditmesh.tensors import WireTensor
+
+if sys.platform != "win32":
+    import fcntl
 
 TOKEN_BYTES = 16
 MAPPED_FROM_BYTES = 1 << 20

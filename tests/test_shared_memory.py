@@ -242,6 +242,20 @@ def test_where_there_is_no_such_memory_no_host_is_named(monkeypatch: pytest.Monk
         host_id.cache_clear()
 
 
+_WINDOWS = """
+import sys
+import grpc, numpy
+sys.modules["fcntl"] = None
+sys.platform = "win32"
+import ditmesh.client
+"""
+
+
+def test_a_client_starts_where_there_are_no_such_files() -> None:
+    """Windows has neither these files nor locks on them, and clients run there."""
+    subprocess.run([sys.executable, "-W", "error", "-c", _WINDOWS], check=True)
+
+
 def test_memory_that_two_have_mapped_is_one(writer: Writer) -> None:
     """Each sees at once what the other writes; what is not that memory is not mapped."""
     place = writer.process.pid, writer.fd
