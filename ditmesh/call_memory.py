@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 # What is written between two turns of an event loop.
 _PIECE_BYTES = 1 << 20
-# Enough for a picture of 1024x1024: its latent, and the model's output.
-_KEPT_BYTES = 4 << 20
+# Enough for two pictures of 1024x1024: their latents, and the output for them.
+_KEPT_BYTES = 8 << 20
 
 
 class CallMemory:
