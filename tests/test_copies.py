@@ -19,14 +19,17 @@ import pytest
 import torch
 
 from coordinator.services import client_memory
-from ditmesh import chunk_messages, shared_memory
+from ditmesh import chunk_messages, shared_memory, shared_tensors
 from ditmesh.attached_memory import AttachedMemory
 from ditmesh.client.conditioning import Conditioning
 from ditmesh.client.prediction import PredictExchange
+from ditmesh.client.sharing import SharedInputs
 from ditmesh.client.stream_memory import StreamMemory
 from ditmesh.exchange import Receiver
 from ditmesh.executor.inputs import TensorReader
+from ditmesh.output_rooms import OutputRoom, OutputRooms, write_output
 from ditmesh.shared_memory import Memory
+from ditmesh.shared_tensors import places_of, take_sealed
 from ditmesh.tensors import DataType, TensorSpec, WireTensor, as_wire
 from ditmesh.torch_tensors import as_torch, borrowed, from_torch, to_torch, write_torch
 from ditmesh.v1 import node_pb2, sampler_pb2
@@ -233,6 +236,71 @@ def test_a_call_of_a_client_on_this_machine_is_copied_out_of_its_memory_once(cop
     found, output = copies(read, LATENT.nbytes)
     assert near(found) == 1
     assert np.array_equal(output, LATENT.numpy())
+
+
+def test_an_input_of_a_client_on_this_machine_is_never_copied(copies: Count) -> None:
+    """The kernel writes it to the client's memory. There the coordinator looks through it, and
+    there the ranks have it.
+    """
+    tensor = wire(TEXT)
+
+    def share() -> Any:
+        shared = SharedInputs([tensor])
+        return shared, shared.share([0])
+
+    found, (shared, where) = copies(share, TEXT.nbytes)
+    assert near(found) == 0
+
+    def take() -> WireTensor:
+        receiver = Receiver([tensor.spec], field="t")
+        take_sealed(receiver, where)
+        return receiver.tensors()[0]
+
+    found, came = copies(take, TEXT.nbytes)
+    assert near(found) == 0
+    shared.close()
+    passed_on = places_of({0: came})
+    assert passed_on is not None
+
+    def use() -> Any:
+        receiver = Receiver([tensor.spec], field="t")
+        shared_tensors.take(receiver, passed_on)
+        return TensorReader(receiver.tensors(), torch.device("cpu"))[0]
+
+    found, used = copies(use, TEXT.nbytes)
+    assert near(found) == 0
+    assert torch.equal(used, TEXT)
+
+
+def test_a_result_on_this_machine_is_copied_out_of_each_room_once(copies: Count) -> None:
+    """Twice from a rank to a client: the coordinator keeps it, and the client has its own. A rank
+    on a CPU sends it from where it is.
+    """
+    rooms = OutputRooms()
+    latent = torch.randn(LATENT.shape)
+    found, tensor = copies(lambda: from_torch(latent, copy=False), LATENT.nbytes)
+    assert near(found) == 0
+    for _ in ("coordinator", "client"):
+        room = rooms.take(LATENT.nbytes)
+        assert room is not None
+
+        def write(room: OutputRoom = room, tensor: WireTensor = tensor) -> bool:
+            return write_output(room.message, tensor.data)
+
+        found, written = copies(write, LATENT.nbytes)
+        assert written
+        assert near(found) == 0
+
+        def read(room: OutputRoom = room, spec: TensorSpec = tensor.spec) -> WireTensor:
+            room.expect()
+            return WireTensor(spec, room.read())
+
+        found, tensor = copies(read, LATENT.nbytes)
+        assert near(found) == 1
+    found, array = copies(tensor.numpy, LATENT.nbytes)
+    assert near(found) == 0
+    assert np.array_equal(array, latent.numpy())
+    assert array.flags.writeable
 
 
 def test_a_rank_on_a_cpu_uses_an_input_where_it_came(copies: Count) -> None:
