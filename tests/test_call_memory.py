@@ -67,7 +67,7 @@ def test_the_next_call_has_the_same_memory() -> None:
     assert attached.of(first) is None
 
 
-@pytest.mark.parametrize(("nbytes", "kept"), [(MIB, True), (3 * MIB, False)])
+@pytest.mark.parametrize(("nbytes", "kept"), [(3 * MIB, True), (5 * MIB, False)])
 def test_large_memory_is_given_up_after_its_call(nbytes: int, kept: bool) -> None:
     """And a picture of a usual size is not large."""
     memory = CallMemory()

@@ -6,8 +6,8 @@ import os
 
 import numpy as np
 
-from ditmesh.given import Given
 from ditmesh import shared_memory
+from ditmesh.given import Given
 from ditmesh.memory_pool import MemoryPool
 from ditmesh.shared_memory import Memory
 from ditmesh.tensors import WireTensor
