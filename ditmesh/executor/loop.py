@@ -87,6 +87,7 @@ def no_span(name: str) -> AbstractContextManager[None]:
     return _NOTHING
 
 
+@torch.no_grad()
 def run(
     task: Task,
     control: Control,

@@ -155,7 +155,8 @@ class RunSession:
 
     def _span_maker(self, mesh: int) -> SpanMaker:
         """The leader alone tells of each step: the others do the same at the same time."""
-        return telemetry.span if self._engine.leads(mesh) else no_span
+        tells = self._engine.leads(mesh) and telemetry.recording()
+        return telemetry.span if tells else no_span
 
     def _run(
         self,

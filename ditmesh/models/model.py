@@ -41,19 +41,19 @@ class Model(ABC):
         """Guidance branches made ready for steps on latents of a layout. See `Family.inputs`."""
         return [self.family.inputs(self.transformer, layout, cond) for cond in branches]
 
-    @torch.no_grad()
     def denoised(
         self, arranged: Tensor, sigma: Tensor | float, branches: Sequence[Inputs]
     ) -> list[Tensor]:
         """The denoised latent, fp32 and in the same layout, for each guidance branch.
 
         The latent is on the model's device and in model space; `sigma` is one for all, or one for
-        each image.
+        each image. To be called where torch keeps no gradients.
         """
         sigma_B = self._of_each(sigma, arranged.shape[0])
         outputs = self.outputs(arranged.to(self.dtype), sigma_B, branches)
         return [self.family.denoised(arranged, sigma_B, output) for output in outputs]
 
+    @torch.no_grad()
     def evaluate(
         self, x_BCHW: Tensor, sigma: Tensor | float, branches: Sequence[Conditioning]
     ) -> list[Tensor]:

@@ -62,7 +62,7 @@ class Plan:
     coefficients: tuple[Tensor, ...]
     revision: int
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Number of intervals; 0 means that the latent is returned as it came."""
         return max(len(self.sigmas) - 1, 0)

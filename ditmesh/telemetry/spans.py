@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
@@ -101,14 +101,25 @@ def start_span(
     return _start(name, parent, _named(attributes))
 
 
-@contextmanager
 def span(
     name: str, /, *, parent: Span | TraceContext | None = None, **attributes: Attribute
-) -> Iterator[Span]:
+) -> AbstractContextManager[Span]:
     """A span around a block, current within it. An exception is recorded and passes on.
 
     A cancellation is an event and no error.
     """
+    if recording():
+        return _recorded_span(name, parent, attributes)
+    current = _current.get()
+    if parent is None and current is not None and current._recorded is None:
+        return nullcontext(current)
+    return _current_during(_start(name, parent, {}))
+
+
+@contextmanager
+def _recorded_span(
+    name: str, parent: Span | TraceContext | None, attributes: Mapping[str, Attribute]
+) -> Iterator[Span]:
     started = _start(name, parent, _named(attributes))
     with _current_during(started):
         try:
@@ -199,10 +210,10 @@ def _rpc_span(
 
 
 @contextmanager
-def _current_during(started: Span) -> Iterator[None]:
+def _current_during(started: Span) -> Iterator[Span]:
     token = _current.set(started)
     try:
-        yield
+        yield started
     finally:
         with suppress(ValueError):  # closed in another task: that one's variable was never set
             _current.reset(token)
@@ -231,6 +242,11 @@ def _start(
             return Span(TraceContext(made.trace_id, made.span_id, sampled, state), recorded)
     # Nothing is recorded here. A server passes on what it got; whoever begins, begins a trace.
     return Span(context if context or kind == "SERVER" else TraceContext.new_root())
+
+
+def recording() -> bool:
+    """Whether spans that begin here are recorded: in a loop, even those that are not take time."""
+    return _in_use() is not None
 
 
 def _in_use() -> Tracer | None:

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
 from ditmesh import __version__, rendezvous
-from ditmesh.errors import GroupLost, InvalidMesh, InvalidRequest
+from ditmesh.errors import GroupLost, InvalidMesh
 from ditmesh.mesh import MeshSpec
 from gpu_node.parallel import decisions, sockets, torch_groups, xfuser_state
+from gpu_node.parallel.guard import Guard
 
 LEAVE_DEADLINE_S = 10.0
 """Longest that tearing a group down may take before the process counts as lost."""
@@ -82,16 +83,15 @@ class Group:
         """Whether this process is out of it, and free to join another."""
         return self._left
 
-    def use(self, mesh: MeshSpec) -> AbstractContextManager[None]:
-        """Have xfuser work in `mesh` inside the block.
+    def use(self, mesh: MeshSpec) -> None:
+        """Have xfuser work in `mesh` until it is told of another, or this process leaves.
 
         Raises:
             InvalidMesh: this rank is not in that mesh, or the epoch does not have it.
         """
-        return xfuser_state.installed(self._place(mesh).sequence)
+        xfuser_state.install(self._place(mesh).sequence)
 
-    @contextmanager
-    def collective(self) -> Iterator[None]:
+    def collective(self) -> AbstractContextManager[None]:
         """Turn what a failing collective raises inside the block into GroupLost.
 
         A rank that leaves the block by an error takes the group with it: it closes its
@@ -103,35 +103,8 @@ class Group:
         Raises:
             GroupLost: another rank died, hung or closed its connection, or `abort` was called.
         """
-        with self._guard():
-            if self.device.type != "cuda":  # gloo keeps the groups' timeouts itself
-                yield
-                return
-            with self._watch():
-                yield
-                torch.cuda.synchronize(self.device)
-
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        if self.aborted or self._left:
-            raise GroupLost(f"rank {self.rank} is no longer in epoch {self.epoch}")
-        try:
-            yield
-        except InvalidRequest:
-            raise
-        except BaseException as error:
-            collateral = self.aborted
-            self.abort()
-            if not isinstance(error, RuntimeError | OSError):
-                raise
-            if not collateral and not torch_groups.is_failure(error):
-                raise
-            reason = torch_groups.first_line(error)
-            raise GroupLost(
-                f"rank {self.rank} lost the group of epoch {self.epoch}: {reason}"
-            ) from error
-        if self.aborted:
-            raise GroupLost(f"epoch {self.epoch} was aborted on rank {self.rank}")
+        # gloo keeps the groups' timeouts itself.
+        return self._watched() if self.device.type == "cuda" else Guard(self)
 
     def decide(self, mesh: MeshSpec, values: Sequence[int]) -> list[int]:
         """The integers (64 bit) that the mesh's first rank passed, on each of its ranks.
@@ -144,7 +117,7 @@ class Group:
             GroupLost: as `collective`.
         """
         place = self._place(mesh)
-        with self._guard():
+        with Guard(self):
             return list(values) if place.decisions is None else place.decisions.share(values)
 
     def branch(self, mesh: MeshSpec) -> int:
@@ -214,7 +187,7 @@ class Group:
         self._decisions.update(tellers)
         mine |= {teller.address for teller in tellers.values()}
         self._addresses = sockets.exchange(store, self.rank, self.world_size, mine)
-        with self._guard():
+        with Guard(self):
             self._decisions.update(decisions.follow(store, meshes, self.rank, self.timeout_s))
         self._store_addresses = frozenset()
         for mesh in meshes:
@@ -295,11 +268,13 @@ class Group:
             ) from None
 
     @contextmanager
-    def _watch(self) -> Iterator[None]:
+    def _watched(self) -> Iterator[None]:
         timer = threading.Timer(self.timeout_s, self.abort)
         timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+        with Guard(self):
+            timer.start()
+            try:
+                yield
+                torch.cuda.synchronize(self.device)
+            finally:
+                timer.cancel()

@@ -50,7 +50,8 @@ class MeshModel(Model):
             GroupLost: another rank died, hung or left.
         """
         outputs: list[Tensor] = []
-        with self.group.use(self.mesh), self.group.collective():
+        self.group.use(self.mesh)
+        with self.group.collective():
             while len(outputs) < len(branches):
                 pair = branches[len(outputs) :][: self.mesh.cfg]
                 outputs += self._forward(arranged, sigma_B, pair)

@@ -92,6 +92,12 @@ class _RuntimeState:
     )
 
 
+def install(sequence: SequenceGroup) -> None:
+    """Have xfuser use `sequence` until another is installed, or `clear`."""
+    if getattr(parallel_state, _SEQUENCE) is not sequence:
+        _install(sequence)
+
+
 @contextmanager
 def installed(sequence: SequenceGroup) -> Iterator[None]:
     """Have xfuser use `sequence` inside the block; what was installed before comes back after.

@@ -89,13 +89,15 @@ def _on_meshes(rank: Rank) -> dict[str, Any]:
     transformer, counting = _make(), Counting()
     eager = {}
     for mesh in meshes:
-        with group.use(mesh), group.collective():
+        group.use(mesh)
+        with group.collective():
             eager[mesh] = [_forward(transformer, size) for size in SIZES]
     compiling.compile_blocks(transformer, backend=counting)
     at_load = counting.graphs
     counting.calls, worst = 0, 0.0
     for mesh in meshes:
-        with group.use(mesh), group.collective():
+        group.use(mesh)
+        with group.collective():
             for size, wanted in zip(SIZES, eager[mesh], strict=True):
                 off = (_forward(transformer, size) - wanted).abs().max()
                 worst = max(worst, float(off))
@@ -118,7 +120,8 @@ def _in_another_epoch(rank: Rank) -> tuple[int, bool]:
     for epoch in (2, 3):
         rank.kept.group.leave()
         on_rank.join(rank, epoch, [ULYSSES])
-        with rank.kept.group.use(ULYSSES), rank.kept.group.collective():
+        rank.kept.group.use(ULYSSES)
+        with rank.kept.group.collective():
             outputs.append(_forward(transformer, SIZES[1]))
     return counting.graphs - graphs, torch.equal(*outputs)
 
