@@ -12,7 +12,9 @@ import json
 import secrets
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Protocol
 
 from torch.distributed.distributed_c10d import Store
@@ -26,13 +28,17 @@ _MORE = 16
 """Strangers that may be waiting, beside the ranks, to be turned away."""
 
 
+class ConnectionBroken(OSError):
+    """The other end of a connection between ranks is gone, out of reach, or silent."""
+
+
 class Decisions(Protocol):
     """One rank's end."""
 
     def share(self, values: Sequence[int]) -> list[int]:
         """The first rank's values, which it sends without waiting for anybody.
 
-        Raises ConnectionError or TimeoutError when the other end is gone or silent.
+        Raises ConnectionBroken.
         """
         ...
 
@@ -61,9 +67,13 @@ class Telling:
         return json.dumps([*self.address, self._token])
 
     def accept(self) -> None:
-        """Take the others' connections, who are all known to have made them."""
+        """Take the others' connections, who are all known to have made them.
+
+        Raises ConnectionBroken when one is missing.
+        """
         while len(self._connections) < self._others:
-            connection, _ = self._listener.accept()
+            with _telling_of("a rank of this mesh", self._timeout_s):
+                connection, _ = self._listener.accept()
             if not self._is_invited(connection):
                 connection.close()
                 continue
@@ -76,7 +86,7 @@ class Telling:
         connection.settimeout(_HELLO_S)
         try:
             hello = _receive(connection, len(self._token))
-        except (ConnectionError, TimeoutError):
+        except OSError:
             return False
         return secrets.compare_digest(hello, self._token.encode())
 
@@ -84,7 +94,8 @@ class Telling:
         """See `Decisions.share`."""
         message = _format(len(values)).pack(*values)
         for connection in self._connections:
-            connection.sendall(message)
+            with _telling_of("a rank of this mesh", self._timeout_s):
+                connection.sendall(message)
         return list(values)
 
     def close(self) -> None:
@@ -97,15 +108,23 @@ class Hearing:
     """Any other rank's end."""
 
     def __init__(self, invitation: str, timeout_s: float) -> None:
-        """Connect to the first rank; it need not have accepted yet."""
+        """Connect to the first rank; it need not have accepted yet. Raises ConnectionBroken."""
         host, port, token = json.loads(invitation)
-        self._connection = socket.create_connection((host, port), timeout_s)
-        self._connection.sendall(token.encode())
+        self._first = f"the first rank of the mesh, at {host}"
+        self._timeout_s = timeout_s
+        with _telling_of(self._first, timeout_s):
+            self._connection = socket.create_connection((host, port), timeout_s)
+            try:
+                self._connection.sendall(token.encode())
+            except OSError:
+                self._connection.close()
+                raise
 
     def share(self, values: Sequence[int]) -> list[int]:
         """See `Decisions.share`: these values count for nothing but their number."""
         message = _format(len(values))
-        return list(message.unpack(_receive(self._connection, message.size)))
+        with _telling_of(self._first, self._timeout_s):
+            return list(message.unpack(_receive(self._connection, message.size)))
 
     def close(self) -> None:
         """See `Decisions.close`."""
@@ -118,34 +137,48 @@ def invite(
     rank: int,
     gloo: frozenset[Address],
     timeout_s: float,
-) -> dict[MeshSpec, Telling]:
+) -> Iterator[tuple[MeshSpec, Telling]]:
     """Listen where gloo does for the others of each mesh that this rank is the first of.
 
     They find it through the store, where everybody's `follow` may come once all have done this.
+    Each end is the caller's to close as soon as it is there.
     """
     host = min(gloo, default=_LOOPBACK)[0]
-    led = [mesh for mesh in meshes if rank == mesh.ranks[0] and len(mesh.ranks) > 1]
-    tellings = {mesh: Telling(host, len(mesh.ranks) - 1, timeout_s) for mesh in led}
-    for mesh, telling in tellings.items():
-        store.set(_key(mesh), telling.invitation())
-    return tellings
+    for mesh in meshes:
+        if rank == mesh.ranks[0] and len(mesh.ranks) > 1:
+            telling = Telling(host, len(mesh.ranks) - 1, timeout_s)
+            yield mesh, telling
+            store.set(_key(mesh), telling.invitation())
 
 
 def follow(
     store: Store, meshes: Sequence[MeshSpec], rank: int, timeout_s: float
-) -> dict[MeshSpec, Hearing]:
+) -> Iterator[tuple[MeshSpec, Hearing]]:
     """Connect to the first rank of each other mesh that this rank is in.
 
-    Raises ConnectionError or TimeoutError when it is not there.
+    Each end is the caller's to close as soon as it is there. Raises ConnectionBroken.
     """
-    followed = [mesh for mesh in meshes if rank in mesh.ranks[1:]]
-    return {mesh: Hearing(store.get(_key(mesh)).decode(), timeout_s) for mesh in followed}
+    for mesh in meshes:
+        if rank in mesh.ranks[1:]:
+            yield mesh, Hearing(store.get(_key(mesh)).decode(), timeout_s)
 
 
 def _key(mesh: MeshSpec) -> str:
     return f"decisions/{mesh}"
 
 
+@contextmanager
+def _telling_of(who: str, timeout_s: float) -> Iterator[None]:
+    """Turn what the operating system says of a connection into ConnectionBroken."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise ConnectionBroken(f"{who} was silent for {timeout_s:g} s") from error
+    except OSError as error:
+        raise ConnectionBroken(f"the connection to {who} broke: {error}") from error
+
+
+@lru_cache
 def _format(count: int) -> struct.Struct:
     return struct.Struct(f"<{count}q")
 
@@ -155,6 +188,6 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     while len(received) < size:
         more = connection.recv(size - len(received))
         if not more:
-            raise ConnectionError("the other rank closed its connection")
+            raise ConnectionError("the other end was closed")
         received += more
     return received

@@ -183,12 +183,15 @@ class Group:
             device=self.device,
         )
         mine = sockets.listening() - already
-        tellers = decisions.invite(store, meshes, self.rank, mine, self.timeout_s)
-        self._decisions.update(tellers)
-        mine |= {teller.address for teller in tellers.values()}
+        tellers = []
+        for mesh, teller in decisions.invite(store, meshes, self.rank, mine, self.timeout_s):
+            self._decisions[mesh] = teller
+            tellers.append(teller)
+        mine |= {teller.address for teller in tellers}
         self._addresses = sockets.exchange(store, self.rank, self.world_size, mine)
         with Guard(self):
-            self._decisions.update(decisions.follow(store, meshes, self.rank, self.timeout_s))
+            for mesh, end in decisions.follow(store, meshes, self.rank, self.timeout_s):
+                self._decisions[mesh] = end
         self._store_addresses = frozenset()
         for mesh in meshes:
             if self.rank in mesh.ranks:
@@ -196,7 +199,7 @@ class Group:
         with self.collective():
             torch_groups.warm_up(groups, self.device)
             # Whoever follows has connected before it came to that.
-            for teller in tellers.values():
+            for teller in tellers:
                 teller.accept()
 
     def _meet(self, store: Store) -> None:

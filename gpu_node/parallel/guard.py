@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ditmesh.errors import GroupLost, InvalidRequest
 from gpu_node.parallel import torch_groups
+from gpu_node.parallel.decisions import ConnectionBroken
 
 if TYPE_CHECKING:
     from gpu_node.parallel.group import Group
@@ -16,7 +17,7 @@ class Guard:
     """A context manager; see `Group.collective`. A class, because every step passes it twice.
 
     Raises:
-        GroupLost: for what torch and the operating system raise when a group is broken; and at
+        GroupLost: for what torch and connections raise when a group is broken; and at
             both ends for a group that was aborted or left.
     """
 
@@ -45,7 +46,8 @@ class Guard:
         group.abort()
         if not isinstance(error, RuntimeError | OSError):
             return
-        if not collateral and not torch_groups.is_failure(error):
+        broken = isinstance(error, ConnectionBroken) or torch_groups.is_failure(error)
+        if not broken and not collateral:
             return
         reason = torch_groups.first_line(error)
         raise GroupLost(

@@ -84,7 +84,7 @@ def join(
     _active = group
     try:
         group.form(PrefixStore(rendezvous.prefix(epoch), store), meshes)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         group.leave()
         raise GroupLost(f"epoch {epoch} could not be formed: {first_line(error)}") from error
     except BaseException:

@@ -90,13 +90,9 @@ def abort_nccl(deadline_s: float) -> bool:
     return _finishes(_abort_nccl, deadline_s)
 
 
-def is_failure(error: RuntimeError | OSError) -> bool:
-    """Whether another rank is the cause: gloo (RuntimeErrors that carry its source path), NCCL
-    (classes) or a connection of ours raised it.
-    """
-    return isinstance(error, dist.DistError | ConnectionError | TimeoutError) or "gloo" in str(
-        error
-    )
+def is_failure(error: BaseException) -> bool:
+    """Whether gloo (RuntimeErrors that carry its source path) or NCCL (classes) raised it."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def first_line(error: BaseException) -> str:
