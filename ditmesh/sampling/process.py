@@ -181,7 +181,10 @@ class Flow:
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
         """Sigma * noise + (1 - sigma) * latent."""
         noisy = sigma * noise
-        noisy += (1.0 - sigma) * latent
+        share = 1.0 - sigma
+        if share:
+            # Of pure noise nothing is to be added: three passes over the latent less.
+            noisy += share * latent
         return noisy
 
     def inverse_noise_scaling(self, sigma: Tensor, latent: Tensor) -> Tensor:

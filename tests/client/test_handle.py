@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from ditmesh.errors import (
     DeadlineExceeded,
     JobCancelled,
 )
+from ditmesh.v1 import sampler_pb2 as pb
 from tests.client.conftest import Call
 from tests.client.fake import STEPS, Broken, Fake
 
@@ -199,4 +201,44 @@ def test_closing_leaves_jobs(address: str, fake: Fake, job: dict[str, Any]) -> N
     release.set()
     with pytest.raises(JobCancelled, match="client was closed"):
         handle.result()
+    assert "cancel" not in fake.streams[0].kinds
+
+
+def after_the_result(fake: Fake) -> threading.Event:
+    """Has streams stay open when they have brought a result, until this is set."""
+    leave = threading.Event()
+
+    def replies(response: pb.SampleResponse) -> Iterator[pb.SampleResponse]:
+        yield response
+        if response.WhichOneof("message") == "summary":
+            assert leave.wait(PATIENCE_S)
+
+    fake.replies = replies
+    return leave
+
+
+def test_nobody_waits_for_a_stream_to_end(address: str, fake: Fake, job: dict[str, Any]) -> None:
+    """A job has ended when its result is there: it is given, and leaving cancels nothing."""
+    leave = after_the_result(fake)
+    with Client(address) as client:
+        with client.start(**job) as handle:
+            assert handle.result().latent.size
+            assert handle.cancel() is False
+        assert not leave.is_set()
+        leave.set()
+    assert "cancel" not in fake.streams[0].kinds
+
+
+def test_no_task_waits_for_a_stream_to_end(address: str, fake: Fake, job: dict[str, Any]) -> None:
+    """The same of the asyncio client."""
+    leave = after_the_result(fake)
+
+    async def run() -> None:
+        async with AsyncClient(address) as client:
+            async with client.start(**job) as handle:
+                assert (await handle.result()).latent.size
+            assert not leave.is_set()
+            leave.set()
+
+    asyncio.run(run())
     assert "cancel" not in fake.streams[0].kinds

@@ -23,6 +23,9 @@ from ditmesh.client.events import Event, SampleResult
 from ditmesh.errors import DeadlineExceeded, InternalError, JobCancelled
 from ditmesh.v1 import sampler_pb2 as pb
 
+# That a stream takes to end when it has brought the result.
+_END_S = 5.0
+
 
 class AsyncJobHandle:
     """A job that was started; made on the event loop that it lives on.
@@ -74,6 +77,8 @@ class AsyncJobHandle:
 
         Raises DeadlineExceeded when the end is not confirmed within `timeout_s`.
         """
+        if self._conversation.result is not None:
+            return False
         self._conversation.cancel()
         self._outbox.send([CANCEL])
         if not self._hurry.done():
@@ -87,6 +92,8 @@ class AsyncJobHandle:
 
     async def close(self) -> None:
         """Leave the job: unless its end came, the server ends it when nobody comes back for it."""
+        if self._conversation.result is not None:
+            await asyncio.wait([self._task], timeout=_END_S)
         self._task.cancel()
         await asyncio.wait([self._task])
 
@@ -100,13 +107,15 @@ class AsyncJobHandle:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if not self._task.done():
+            if not self._task.done() and self._conversation.result is None:
                 await self.cancel()
         except DeadlineExceeded:
             if error is None:  # else it would hide what ended the block
                 raise
         finally:
-            await self.close()
+            # With its result here, the stream ends by itself; nobody has to wait for that.
+            if self._conversation.result is None:
+                await self.close()
 
     async def _drive(self) -> None:
         """The task: streams until the job has ended."""
@@ -138,6 +147,8 @@ class AsyncJobHandle:
                 outbox.send(to_send)
                 if event is not None:
                     self._events.put_nowait(event)
+                if self._conversation.result is not None:
+                    self._events.put_nowait(None)
         except grpc.RpcError as failure:
             return await status.of(failure)
         finally:

@@ -85,6 +85,8 @@ class JobHandle:
 
         Raises DeadlineExceeded when the end is not confirmed within `timeout_s`.
         """
+        if self._conversation.result is not None:
+            return False
         self._conversation.cancel()
         with self._lock:
             self._outbox.send([CANCEL])
@@ -99,7 +101,7 @@ class JobHandle:
         """Leave the job: unless its end came, the server ends it when nobody comes back for it."""
         with self._lock:
             self._closed = True
-            if self._call is not None:
+            if self._call is not None and self._conversation.result is None:
                 self._call.cancel()
         self._hurry.set()
         self._thread.join(timeout=5.0)
@@ -120,7 +122,9 @@ class JobHandle:
             if error is None:  # else it would hide what ended the block
                 raise
         finally:
-            self.close()
+            # With its result here, the stream ends by itself; nobody has to wait for that.
+            if self._conversation.result is None:
+                self.close()
 
     def _next_event(self) -> Event | None:
         while True:
@@ -143,8 +147,12 @@ class JobHandle:
         except BaseException as error:
             self._error = error
         finally:
-            self._ended.set()
-            self._events.put(None)
+            self._end()
+
+    def _end(self) -> None:
+        """Let the caller know; also before the stream is over, which takes a message more."""
+        self._ended.set()
+        self._events.put(None)
 
     def _one_stream(self) -> grpc.RpcError | None:
         """Talk until the stream ends; the failure with which it broke."""
@@ -162,6 +170,8 @@ class JobHandle:
                 outbox.send(to_send)
                 if event is not None:
                     self._events.put(event)
+                if self._conversation.result is not None:
+                    self._end()
         except grpc.RpcError as failure:
             return failure
         finally:
