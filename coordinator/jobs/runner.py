@@ -161,6 +161,8 @@ class Runner:
             self._note_fallback(record, grant)
             self.apply(record, JobEvent.LINE_UP if grant.turn.lined_up else JobEvent.START)
             self._ended(record, await self._run(record, grant, ahead))
+            # Its client is answered before the group is looked after.
+            await asyncio.sleep(0)
         except ExecutorFailed as error:
             await self._lost(record, grant, error)
         finally:

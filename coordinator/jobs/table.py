@@ -13,6 +13,7 @@ from coordinator.config import Limits, Timing
 from coordinator.jobs.admission import Admitted, admit
 from coordinator.jobs.job_log import JobLog
 from coordinator.jobs.journal import Recovered
+from coordinator.jobs.kept import KeptJobs
 from coordinator.jobs.noise_levels import NoiseLevels
 from coordinator.jobs.record import JobRecord, Listener
 from coordinator.jobs.runner import Runner
@@ -57,6 +58,9 @@ class JobTable:
         self._limits = limits
         self._timing = timing
         self._records: dict[_Key, JobRecord] = {}
+        # Each of them is in one of these.
+        self._active: dict[JobRecord, None] = {}
+        self._kept = KeptJobs()
         self._timers: dict[_Key, asyncio.TimerHandle] = {}
         """Of jobs that nobody listens to: when they are stopped, or once ended, forgotten."""
         self._reserved = 0
@@ -70,7 +74,8 @@ class JobTable:
     def bytes_in_flight(self) -> int:
         """Tensors held for jobs that have not ended and for single calls, and kept results."""
         # A copy, because metrics ask for this on a thread of their own.
-        return self._reserved + sum(_held_bytes(record) for record in list(self._records.values()))
+        active = sum(record.admitted.nbytes for record in list(self._active))
+        return self._reserved + active + self._kept.nbytes
 
     @contextmanager
     def reserved(self, nbytes: int) -> Iterator[None]:
@@ -127,6 +132,7 @@ class JobTable:
             span=span,
         )
         self._records[scope, spec.job_id] = record
+        self._active[record] = None
         if remaining_s is not None:
             self._set_deadline(record, remaining_s)
         return record, False
@@ -153,6 +159,7 @@ class JobTable:
             restored=True,
         )
         self._records[record.scope, record.job_id] = record
+        self._active[record] = None
         if recovered.end is not None:
             record.restore_end(recovered.end, recovered.summary)
             span.end()
@@ -194,6 +201,8 @@ class JobTable:
 
     def _ended(self, record: JobRecord) -> None:
         """Keep the result for whoever comes back, then forget it."""
+        del self._active[record]
+        self._kept.add(record)
         self._set_timer(record, self._timing.keep_result, lambda: self.forget(record))
         self._drop_kept_results(0)
 
@@ -202,6 +211,7 @@ class JobTable:
         if self._records.get((record.scope, record.job_id)) is not record:
             return
         del self._records[record.scope, record.job_id]
+        self._kept.discard(record)
         self._journal.forgotten(record)
         self._cancel_timer(record)
 
@@ -234,16 +244,13 @@ class JobTable:
         """Raises Draining or Overloaded when a job cannot be taken now, LimitExceeded if never."""
         if self.draining:
             raise Draining("the coordinator is shutting down", retry_after_s=_RETRY_AFTER_S)
-        while (active := self._active()) > self._limits.queued_jobs:
+        while (active := len(self._active)) > self._limits.queued_jobs:
             if not self._drop_slowest():
                 raise Overloaded(
                     f"{active} jobs are waiting or running; no more are taken for now",
                     retry_after_s=_RETRY_AFTER_S,
                 )
         self._find_bytes(nbytes)
-
-    def _active(self) -> int:
-        return sum(not record.phase.ended for record in self._records.values())
 
     def _find_bytes(self, nbytes: int) -> None:
         """Raises Overloaded when so many bytes do not fit now, LimitExceeded if never."""
@@ -267,7 +274,7 @@ class JobTable:
         now = time.monotonic()
         paces = {
             record: record.received_bytes / (now - record.accepted_at)
-            for record in self._records.values()
+            for record in self._active
             if record.phase is JobPhase.RECEIVING and now - record.accepted_at > _START_S
         }
         slowest = min(paces, key=paces.__getitem__, default=None)
@@ -279,19 +286,6 @@ class JobTable:
 
     def _drop_kept_results(self, wanted: int) -> None:
         """Running work goes before results that nobody has fetched yet: the oldest goes first."""
-        ended = [r for r in self._records.values() if r.phase.ended and not r.listeners]
-        ended.sort(key=lambda record: record.ended_at or 0.0)
         excess = self.bytes_in_flight + wanted - self._limits.in_flight_bytes
-        too_many = len(ended) - self._limits.kept_jobs
-        for number, record in enumerate(ended):
-            if excess <= 0 and number >= too_many:
-                return
-            excess -= _held_bytes(record)
+        for record in self._kept.to_drop(excess, self._limits.kept_jobs):
             self.forget(record)
-
-
-def _held_bytes(record: JobRecord) -> int:
-    if record.phase.ended:
-        tensors = record.end.tensors if record.end is not None else ()
-        return sum(tensor.spec.nbytes for tensor in tensors)
-    return record.admitted.nbytes

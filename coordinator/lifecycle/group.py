@@ -125,6 +125,8 @@ class GroupMachine:
     def left_out(self, now: float) -> dict[str, float]:
         """Nodes that fail to join, and until when they are left out."""
         benched = {n: end for n, end in self._benched.items() if end > now and n in self._healthy}
+        if not benched:
+            return {}
         rest = len(self._healthy - self._loading.keys() - benched.keys())
         # Where the others are too few for a group, nothing is won without them.
         return benched if self.policy.size(rest) else {}
@@ -229,11 +231,16 @@ class GroupMachine:
 
     def _consider(self, now: float) -> list[Instruction]:
         """Form, grow or wait, by what is healthy now."""
+        wake = list(self.left_out(now).values())
+        may_grow = self.phase is GroupPhase.READY and not self._busy
+        if not may_grow and self.phase is not GroupPhase.NONE:
+            # What a group could have been is a question that every job would ask twice.
+            self._wait_for_loads = None
+            return [WakeAt(min(wake))] if wake else []
         fit = sorted(self._fit(now))
         size = self.policy.size(len(fit))
-        wake = list(self.left_out(now).values())
         self._wait(now, size, len(fit))
-        if self.could_grow(now) and not self._busy:
+        if may_grow and size > len(self.members):
             return [*self._give_up(), *self._form(fit[:size])]
         if self.phase is GroupPhase.NONE and size:
             ready_at = self._not_before
@@ -247,8 +254,8 @@ class GroupMachine:
 
     def _wait(self, now: float, size: int, fit: int) -> None:
         """Where `size` of so many fit nodes could form: for those that load, if they are of use."""
-        larger = self.policy.size(fit + len(self.loading)) > size
-        if self.phase is not GroupPhase.NONE or not size or not larger:
+        waits = self.phase is GroupPhase.NONE and size and self.loading
+        if not waits or self.policy.size(fit + len(self.loading)) <= size:
             self._wait_for_loads = None
         elif self._wait_for_loads is None:
             self._wait_for_loads = now + self.policy.settle_s
