@@ -16,6 +16,7 @@ class Record(SimpleNamespace):
     """What is looked at of a job's record."""
 
     __hash__ = object.__hash__
+    __eq__ = object.__eq__
 
 
 def ended(nbytes: int, *, heard: bool = False, failed: bool = False) -> Any:
