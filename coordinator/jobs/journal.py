@@ -117,7 +117,8 @@ class Journal:
         snapshot = record.snapshot
         if snapshot is None or key not in self._bytes:
             return
-        if now - self._stepped_at.get(key, 0.0) < _STATE_INTERVAL_S:
+        last = self._stepped_at.get(key)
+        if last is not None and now - last < _STATE_INTERVAL_S:
             return
         self._stepped_at[key] = now
         self._write_state(key, snapshot)

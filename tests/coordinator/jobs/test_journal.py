@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,10 +132,16 @@ def test_a_result_waits_for_its_client(path: Path) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("since_boot_s", [0.5, 1e6])
 def test_a_state_a_second_and_the_last_one_of_all(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    since_boot_s: float, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sampling path pays for no more; an orderly end writes the newest, and then nothing."""
+    """The sampling path pays for no more; an orderly end writes the newest, and then nothing.
+
+    A machine that has just started, whose clock is below the interval, has its first state too.
+    """
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: since_boot_s)
+    monkeypatch.setattr(module, "time", clock)  # the module's own: asyncio's goes on
     assert module._STATE_INTERVAL_S == 1.0
     monkeypatch.setattr(module, "_STATE_INTERVAL_S", 3600.0)  # this test may take longer than 1 s
 
